@@ -1,0 +1,1 @@
+"""Accelerator drivers, one folder each: manifest.toml, codec.py, driver.py, twin.py; none imports another."""

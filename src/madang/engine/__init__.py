@@ -1,0 +1,1 @@
+"""Inference engines, one folder each: manifest.toml, codec.py, driver.py, twin.py; none imports another."""

@@ -1,0 +1,42 @@
+"""Settings of a gateway worker."""
+
+from pathlib import Path
+
+import msgspec
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The gateway of one site; every worker reads the same file.
+
+    Attributes:
+        site: whose gateway it is.
+        feed_dir: where the site process writes `snapshot` and `live`.
+        usage_dir: where workers append usage logs.
+        listen_host, port: the tenants' port.
+        peer_port: the port for other gateways.
+        admin_port: `/healthz`, `/readyz`, `/metrics` of worker 0; worker k listens k ports higher.
+        workers: processes sharing the listening sockets.
+        head_bytes_max, headers_max, body_bytes_max: limits of one request; over them 431, 431 and 413.
+        head_timeout_s, body_timeout_s, idle_timeout_s: limits of each phase of a connection.
+        connect_timeout_s, first_byte_timeout_s, stall_timeout_s: limits towards an engine.
+        connections_max: connections per worker; over it the newest is refused.
+    """
+
+    site: str
+    feed_dir: Path
+    usage_dir: Path
+    listen_host: str = "127.0.0.1"
+    port: int = 7710
+    peer_port: int = 7714
+    admin_port: int = 7713
+    workers: int = 1
+    head_bytes_max: int = 32 * 1024
+    headers_max: int = 100
+    body_bytes_max: int = 10 * 1024 * 1024
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    idle_timeout_s: float = 75.0
+    connect_timeout_s: float = 1.0
+    first_byte_timeout_s: float = 120.0
+    stall_timeout_s: float = 60.0
+    connections_max: int = 20_000

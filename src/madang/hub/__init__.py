@@ -1,0 +1,1 @@
+"""The federation: desired state, tenants, catalog, ledger, audit. Knows nothing of requests in flight."""

@@ -1,0 +1,53 @@
+"""Frozen facts: what a site, chip, artifact, service, tenant, replica and usage event are.
+
+Owns their shapes and the metrics computed from them (TTFT, TPOT, goodput). Refuses to know storage, wire and
+processes. Everybody above imports the names re-exported here.
+"""
+
+from madang.model.artifact import (
+    Artifact,
+    ArtifactFile,
+    CatalogEntry,
+    HttpSource,
+    IndexWheelsSource,
+    PackageSource,
+    Source,
+    Task,
+    WheelPart,
+)
+from madang.model.chip import Chip, ChipHealth
+from madang.model.replica import ReplicaObserved, ReplicaPhase, ReplicaSpec
+from madang.model.service import Assignment, Service
+from madang.model.site import Site
+from madang.model.slo import tpot_s, ttft_s
+from madang.model.tenant import ApiKey, DataClass, Residency, ResidencyScope, Tenant
+from madang.model.usage import Outcome, UsageEvent
+
+__all__ = [
+    "ApiKey",
+    "Artifact",
+    "ArtifactFile",
+    "Assignment",
+    "CatalogEntry",
+    "Chip",
+    "ChipHealth",
+    "DataClass",
+    "HttpSource",
+    "IndexWheelsSource",
+    "Outcome",
+    "PackageSource",
+    "ReplicaObserved",
+    "ReplicaPhase",
+    "ReplicaSpec",
+    "Residency",
+    "ResidencyScope",
+    "Service",
+    "Site",
+    "Source",
+    "Task",
+    "Tenant",
+    "UsageEvent",
+    "WheelPart",
+    "tpot_s",
+    "ttft_s",
+]

@@ -1,0 +1,51 @@
+"""A chip: one accelerator as its driver allocates it. Refuses to know how it is read."""
+
+from enum import StrEnum
+
+import msgspec
+
+from madang.core import ChipId, NodeId
+
+
+class ChipHealth(StrEnum):
+    """What a driver concluded from its last reading."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+class Chip(msgspec.Struct, frozen=True, kw_only=True):
+    """One chip and its newest reading; a quantity that could not be read is None, never zero.
+
+    Attributes:
+        chip_id: stable across reboots (serial or PCI identity), unique in its node.
+        node: the node that holds it.
+        kind: the driver's name: `cpu`, `furiosa`, `rebellions`, `nvidia`.
+        model: the vendor's product name.
+        memory_bytes: memory that engines may use in all.
+        memory_free_bytes: of it, free at `observed_at_s`.
+        engines_max: how many engines may share it; 1 means exclusive.
+        health: the driver's verdict, `reason` says why when it is not ok.
+        utilisation: 0 to 1.
+        temperature_c, power_w: newest readings.
+        is_simulated: true when a twin answered.
+        observed_at_s: wall time of the reading.
+    """
+
+    chip_id: ChipId
+    node: NodeId
+    kind: str
+    model: str
+    memory_bytes: int
+    memory_free_bytes: int | None = None
+    engines_max: int = 1
+    health: ChipHealth = ChipHealth.UNKNOWN
+    reason: str = ""
+    utilisation: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    is_simulated: bool = False
+    is_cordoned: bool = False
+    observed_at_s: float = 0.0

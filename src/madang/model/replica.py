@@ -1,0 +1,64 @@
+"""A replica: one running engine of a service on given chips. Its life cycle is `madang.machine.replica`."""
+
+from enum import StrEnum
+
+import msgspec
+
+from madang.core import ChipId, NodeId, ReplicaId, ServiceName
+from madang.model.artifact import Artifact, Task
+
+
+class ReplicaPhase(StrEnum):
+    """Where a replica stands; exactly one at a time."""
+
+    PENDING = "pending"
+    FETCHING = "fetching"
+    STARTING = "starting"
+    READY = "ready"
+    BACKOFF = "backoff"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica wanted on a node, decided by the site; the node's executor is left no choices."""
+
+    replica_id: ReplicaId
+    service: ServiceName
+    model: str
+    task: Task
+    artifact: Artifact
+    chip_ids: tuple[ChipId, ...]
+    context_tokens: int
+    slots: int
+    has_prefix_cache: bool = False
+
+
+class ReplicaObserved(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node saw of a replica.
+
+    Attributes:
+        endpoint: `http://host:port` of the engine, empty until it has one.
+        engine_key: bearer token that the engine asks for; stays within the site.
+        pid: the engine's process, 0 when none.
+        restarts: starts after the first since the replica was planned.
+        since_s: wall time at which the phase was entered.
+        progress: 0 to 1 while fetching, None otherwise.
+    """
+
+    replica_id: ReplicaId
+    node: NodeId
+    service: ServiceName
+    phase: ReplicaPhase
+    reason: str = ""
+    chip_kind: str = ""
+    chip_ids: tuple[ChipId, ...] = ()
+    endpoint: str = ""
+    engine_key: str = ""
+    pid: int = 0
+    restarts: int = 0
+    since_s: float = 0.0
+    progress: float | None = None
+    slots: int = 1
+    artifact_sha256: str = ""

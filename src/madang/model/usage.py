@@ -1,0 +1,55 @@
+"""The usage event: what one attempt to serve one request consumed. No content, ever.
+
+The serving site emits it. Its id is the request id and the attempt; of several attempts at one request the
+last is billed, since an entry gateway moves on only after giving up on the one before.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from madang.core import EventId, KeyId, RequestId, ServiceName, SiteId, TenantId
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    COMPLETED = "completed"
+    CLIENT_GONE = "client_gone"
+    UPSTREAM_FAILED = "upstream_failed"
+    ABANDONED = "abandoned"
+
+
+class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt at one request.
+
+    Attributes:
+        event_id: `<request id>.<attempt>`.
+        entry_site: where the request entered; `site` served it.
+        started_at_s: wall time at the serving site.
+        queue_s, ttft_s, duration_s: durations at the serving gateway, seconds; ttft_s is None without a token.
+        is_estimated: true when the engine gave no usage and tokens were counted from chunks.
+        hops: gateways between entry and serving site, 0 or 1.
+    """
+
+    event_id: EventId
+    request_id: RequestId
+    attempt: int
+    tenant_id: TenantId
+    key_id: KeyId
+    service: ServiceName
+    model: str
+    endpoint: str
+    entry_site: SiteId
+    site: SiteId
+    replica_id: str = ""
+    chip_kind: str = ""
+    outcome: Outcome = Outcome.COMPLETED
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    is_estimated: bool = False
+    is_streamed: bool = False
+    hops: int = 0
+    started_at_s: float = 0.0
+    ttft_s: float | None = None
+    duration_s: float = 0.0

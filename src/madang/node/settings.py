@@ -1,0 +1,35 @@
+"""Settings of a node. Refuses secrets: only the files that hold them are named."""
+
+from pathlib import Path
+
+import msgspec
+
+
+class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One server.
+
+    Attributes:
+        name, site: who it is.
+        state_dir: accepted plan, engine records and engine logs.
+        listen_host, port: admin API for the site process.
+        token_file: bearer token that the site must present.
+        cache_dir: content-addressed artifacts, shared by all nodes on a machine.
+        artifact_stores: base URLs asked first, in order (the federation's store, peer sites).
+        artifact_dirs: local folders or mounted sticks searched next.
+        chips: chip drivers to load.
+        engine_threads: CPU threads of one engine; 0 means all cores.
+        engine_memory_bytes_max: cap of an engine's private memory.
+    """
+
+    name: str
+    site: str
+    state_dir: Path
+    listen_host: str = "127.0.0.1"
+    port: int = 7712
+    token_file: Path
+    cache_dir: Path
+    artifact_stores: tuple[str, ...] = ()
+    artifact_dirs: tuple[Path, ...] = ()
+    chips: tuple[str, ...] = ("cpu",)
+    engine_threads: int = 0
+    engine_memory_bytes_max: int = 8 * 1024**3

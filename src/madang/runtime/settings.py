@@ -1,0 +1,85 @@
+"""Loading of settings: defaults in code, then a TOML file, then environment, then flags.
+
+Owns the order and the error texts. Refuses to know any service: each has one frozen struct, declared with
+`forbid_unknown_fields`, so that a misspelt key stops start-up. A secret is never a setting, only its file is.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from madang.core import Rejected
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def load_settings(
+    kind: type[S],
+    path: Path | None,
+    *,
+    env_prefix: str,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> S:
+    """Return the settings of a service.
+
+    Args:
+        kind: the frozen struct that declares them.
+        path: TOML file, or None.
+        env_prefix: `MADANG_HUB_` makes `MADANG_HUB_PORT=1` set `port`; scalars only.
+        environ: environment to read; the process's own by default.
+        flags: values from the command line; None values are ignored.
+
+    Raises:
+        Rejected: naming the file or variable, the key, and what was expected.
+    """
+    values: dict[str, Any] = {}
+    where = "defaults"
+    if path is not None:
+        values, where = _read_toml(path), str(path)
+    values |= _from_environ(kind, env_prefix, os.environ if environ is None else environ)
+    values |= {key: value for key, value in (flags or {}).items() if value is not None}
+    try:
+        return msgspec.convert(values, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise Rejected(
+            f"settings in {where}: {_explain(str(error))}",
+            next_step=f"known keys: {', '.join(field.name for field in msgspec.structs.fields(kind))}",
+        ) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError as error:
+        raise Rejected(f"settings file {path} does not exist") from error
+    except OSError as error:
+        raise Rejected(f"settings file {path} cannot be read: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise Rejected(f"settings file {path} is not TOML: {error}") from error
+
+
+def _from_environ(kind: type[msgspec.Struct], prefix: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in msgspec.structs.fields(kind):
+        name = prefix + field.name.upper()
+        if name not in environ:
+            continue
+        try:
+            found[field.name] = msgspec.convert(environ[name], field.type, strict=False)
+        except msgspec.ValidationError as error:
+            raise Rejected(f"environment variable {name}: {error}") from error
+    return found
+
+
+def _explain(text: str) -> str:
+    """Turn msgspec's `Expected int, got str - at `$.port`` into `key port: expected int, got str`."""
+    message, _, at = text.partition(" - at ")
+    key = at.strip("`").removeprefix("$.") if at else ""
+    message = message[:1].lower() + message[1:]
+    return f"key {key}: {message}" if key else message

@@ -1,0 +1,1 @@
+"""One site: observed state, applied desired state, outbox, the gateway's feed. Works with the hub out of reach."""

@@ -1,0 +1,55 @@
+"""Settings of a site process. Refuses secrets: only the files that hold them are named."""
+
+from pathlib import Path
+
+import msgspec
+
+
+class NodeLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the site reaches one of its nodes: base URL of the node's admin port and the file with its token."""
+
+    name: str
+    url: str
+    token_file: Path
+
+
+class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One site.
+
+    Attributes:
+        name, region, nation: as enrolled at the hub.
+        state_dir: `site.db`, `identity.key` (Ed25519 seed, 0600), `nats/`, and by default `feed/` and `usage/`.
+        listen_host, port: admin API.
+        admin_token_sha256: hex digest of the admin API's bearer token.
+        nats_host, nats_port, nats_monitor_port: its own NATS server.
+        hub_leaf_url: where that server dials the hub's leaf port.
+        tenant_url, peer_url: what is announced to others.
+        peer_overrides: site name → base URL, where this site must dial a peer by another way (VPN, NAT, relay).
+        nodes: its servers; none for an entry-only site.
+        feed_dir: where the gateway's feed is written.
+        usage_dir: where gateway workers append usage logs.
+        heartbeat_period_s, digest_period_s: how often it speaks.
+        outbox_rows_max: admission is closed when so many events wait for the hub.
+    """
+
+    name: str
+    region: str
+    nation: str = "kr"
+    state_dir: Path
+    listen_host: str = "127.0.0.1"
+    port: int = 7711
+    admin_token_sha256: str = ""
+    nats_host: str = "127.0.0.1"
+    nats_port: int = 7715
+    nats_monitor_port: int = 7716
+    hub_leaf_url: str = "nats://127.0.0.1:7704"
+    tenant_url: str = ""
+    peer_url: str = ""
+    is_entry_only: bool = False
+    peer_overrides: dict[str, str] = {}
+    nodes: tuple[NodeLink, ...] = ()
+    feed_dir: Path
+    usage_dir: Path
+    heartbeat_period_s: float = 2.0
+    digest_period_s: float = 0.5
+    outbox_rows_max: int = 5_000_000

@@ -1,0 +1,128 @@
+"""The gateway's feed: two files that the site process writes and gateway workers read.
+
+Owns their shape. Refuses to know how files are watched. Both are replaced by rename, so a reader sees a whole
+version; a dead site process leaves the last one in place and stops nobody.
+
+`snapshot` changes with desired state and survives restarts. `live` is rewritten several times a second with
+engines, peers' digests and session keys; its mode is 0600, since it holds engine and session keys.
+"""
+
+import msgspec
+
+from madang.core import Rejected, SiteId
+from madang.model import ApiKey, CatalogEntry, ReplicaPhase, Service, Site, Tenant
+from madang.wire.bus import ServiceLoad
+
+SNAPSHOT_FILE = "snapshot.msgpack"
+LIVE_FILE = "live.msgpack"
+LIVE_PERIOD_S = 0.25
+"""How often the site process rewrites `live`."""
+
+
+class GatewaySnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Applied desired state as a gateway needs it.
+
+    Attributes:
+        site: the site whose gateway this is.
+        generation: applied generation.
+        keys: every key of the federation.
+        tenants: tenants whose residency allows this site (or grants transit through it).
+        models: catalog entries that `services` name.
+    """
+
+    site: SiteId
+    generation: int
+    sites: tuple[Site, ...]
+    keys: tuple[ApiKey, ...]
+    tenants: tuple[Tenant, ...]
+    services: tuple[Service, ...]
+    models: tuple[CatalogEntry, ...]
+    version: int = 1
+
+
+class LocalReplica(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine of this site that a gateway may call.
+
+    Attributes:
+        slot: index of its counter in the in-flight table, stable while the replica exists.
+    """
+
+    replica_id: str
+    service: str
+    phase: ReplicaPhase
+    endpoint: str
+    engine_key: str
+    chip_kind: str
+    slots: int
+    slot: int
+
+
+class PeerSession(msgspec.Struct, frozen=True, kw_only=True):
+    """A MAC key that this site and a peer both derived.
+
+    Attributes:
+        kid: `<our epoch>/<their epoch>` in alphabetical order of site name, the same on both sides.
+        key: 32 bytes.
+        expires_at_s: wall time.
+    """
+
+    kid: str
+    key: bytes
+    expires_at_s: float
+
+
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
+    """Another site as this one sees it now.
+
+    Attributes:
+        url: where its peer port is reached from here, `http://host:port`.
+        digest_age_s: age of its newest digest when `live` was written; infinite is written as -1.
+        sessions: newest first; sign with the first, accept any.
+    """
+
+    site: SiteId
+    url: str
+    digest_age_s: float
+    services: tuple[ServiceLoad, ...]
+    sessions: tuple[PeerSession, ...]
+
+
+class GatewayLive(msgspec.Struct, frozen=True, kw_only=True):
+    """What changes by the second.
+
+    Attributes:
+        written_ns: monotonic instant at the writer; all processes of one machine share that clock.
+        boot_id: of the site process.
+        admission_closed_reason: when not empty, workers refuse new requests with this reason.
+    """
+
+    written_ns: int
+    boot_id: str
+    replicas: tuple[LocalReplica, ...]
+    peers: tuple[Peer, ...]
+    admission_closed_reason: str = ""
+    version: int = 1
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_feed(value: GatewaySnapshot | GatewayLive) -> bytes:
+    """Return the bytes of a feed file."""
+    return _encoder.encode(value)
+
+
+def decode_snapshot(data: bytes) -> GatewaySnapshot:
+    """Return the snapshot in `data`; raises Rejected when it is not one."""
+    try:
+        return msgspec.msgpack.decode(data, type=GatewaySnapshot)
+    except msgspec.MsgspecError as error:
+        raise Rejected(f"gateway snapshot is malformed: {error}") from error
+
+
+def decode_live(data: bytes) -> GatewayLive:
+    """Return the live feed in `data`; raises Rejected when it is not one."""
+    try:
+        return msgspec.msgpack.decode(data, type=GatewayLive)
+    except msgspec.MsgspecError as error:
+        raise Rejected(f"gateway live feed is malformed: {error}") from error
