@@ -1,0 +1,57 @@
+# Madang. `make up` and `make test` are all that anyone needs; both install what they use and may be repeated.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help up down status test test-deep check format bench bench-gateway lock clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UP_FLAGS ?=
+PYTEST_FLAGS ?=
+
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.run: requirements/run.lock pyproject.toml scripts/make-venv
+	@scripts/make-venv $(PYTHON) $(VENV) requirements/run.lock
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.run
+	@scripts/make-venv $(PYTHON) $(VENV) requirements/dev.lock
+	@touch $@
+
+up: $(VENV)/.run ## start the embedded federation: hub, three sites, a real model
+	@$(BIN)/madang up $(UP_FLAGS)
+
+down: ## stop it; nothing stays behind
+	@if [ -x $(BIN)/madang ]; then $(BIN)/madang down $(UP_FLAGS); else echo "nothing to stop: $(VENV) does not exist"; fi
+
+status: $(VENV)/.run ## say what runs
+	@$(BIN)/madang status $(UP_FLAGS)
+
+test: $(VENV)/.dev ## every test but the long ones, under five minutes on two cores
+	@$(BIN)/python -m pytest -m "not deep" $(PYTEST_FLAGS)
+
+test-deep: $(VENV)/.dev ## the long suites: chaos at full length, deep properties
+	@MADANG_HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m "deep or not deep" --timeout 1800 $(PYTEST_FLAGS)
+
+check: $(VENV)/.dev ## static checks: format, lint, types, layers
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.dev ## rewrite the sources as ruff likes them
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: bench-gateway ## every benchmark
+
+bench-gateway: $(VENV)/.dev ## what the gateway costs per request and per streamed chunk
+	@$(BIN)/python bench/gateway.py
+
+lock: ## resolve the dependencies anew; see CONTRIBUTING
+	@scripts/lock $(PYTHON)
+
+clean: down ## remove what was built and all state
+	@rm -rf $(VENV) .madang .mypy_cache .ruff_cache .pytest_cache .hypothesis
