@@ -1,0 +1,233 @@
+"""SQL databases of hub and site: engines, migrations, and one writer per database off the event loop.
+
+Owns how a database is opened, upgraded and written. Refuses to know tables: each service declares its own and
+keeps its migrations in a folder of its package. Called by hub and site.
+
+SQLite runs with write-ahead log and `synchronous=FULL`: what was committed survives a power loss. All writes go
+through one thread in the order they were asked for, so no two of ours ever wait for SQLite's lock; reads have
+threads of their own and see the last commit.
+"""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import event, exc
+
+from madang.core import Conflict, Fault, MadangError, Rejected, Unavailable
+
+T = TypeVar("T")
+
+_BUSY_TIMEOUT_S = 5.0
+_READ_THREADS = 2
+_WAL_PAGES_MAX = 1000  # SQLite's own default of wal_autocheckpoint; stated because the log's size depends on it
+
+
+def sqlite_url(path: Path) -> str:
+    """Return the SQLAlchemy URL of an SQLite file."""
+    return f"sqlite:///{path}"
+
+
+def open_engine(url: str, *, is_reader: bool = False) -> sa.Engine:
+    """Return an engine with this project's habits; nothing is opened until it is used.
+
+    Args:
+        url: SQLAlchemy URL, SQLite or PostgreSQL.
+        is_reader: transactions take no write lock, and writing fails.
+
+    Raises:
+        Rejected: when the URL is malformed or names a driver that is not installed.
+    """
+    try:
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            return _open_sqlite(parsed, is_reader)
+        pool_size = _READ_THREADS if is_reader else 1
+        return sa.create_engine(parsed, pool_size=pool_size, max_overflow=0, pool_pre_ping=True)
+    except (exc.ArgumentError, exc.NoSuchModuleError, ImportError) as error:
+        raise Rejected(
+            f"database URL is not usable: {error}",
+            next_step="give an SQLAlchemy URL such as sqlite:////var/lib/madang/hub.db",
+        ) from error
+
+
+def _open_sqlite(url: sa.URL, is_reader: bool) -> sa.Engine:
+    engine = sa.create_engine(
+        url,
+        pool_size=_READ_THREADS if is_reader else 1,
+        max_overflow=0,
+        connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _set_habits(connection: sqlite3.Connection, _record: object) -> None:
+        # The driver's implicit transactions would commit before DDL; with them off, migrations are atomic.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_PAGES_MAX}")
+        if is_reader:
+            connection.execute("PRAGMA query_only=ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        # A transaction that reads and then writes must hold the lock from its start, or it may fail half-way.
+        connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def upgrade_schema(engine: sa.Engine, location: str) -> str:
+    """Bring a database to this release's schema in one transaction and return the revision.
+
+    Args:
+        engine: a writing engine.
+        location: `package:folder` of the Alembic migrations, such as `madang.hub:migrations`.
+
+    Raises:
+        Rejected: the database was written by a newer release; nothing was changed.
+        Unavailable: disk full, permission, or database unreachable, naming it.
+    """
+    config = Config()
+    config.set_main_option("script_location", location)
+    config.set_main_option("path_separator", "os")
+    script = ScriptDirectory.from_config(config)
+    known = {revision.revision for revision in script.walk_revisions()}
+    head = script.get_current_head()
+    assert head is not None, f"{location} has no migrations"
+    target = describe_database(engine)
+    try:
+        with engine.begin() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+            if current is not None and current not in known:
+                raise Rejected(
+                    f"database {target} has schema {current}, newer than this release, which knows up to {head}",
+                    next_step="start the release that wrote it, or restore a backup made before the upgrade",
+                )
+            if current != head:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+    except exc.DBAPIError as error:
+        raise translate_database_error(error, target) from error
+    return head
+
+
+def describe_database(engine: sa.Engine) -> str:
+    """Return how messages name a database: its path, or its URL without the password."""
+    return engine.url.database or "" if engine.dialect.name == "sqlite" else engine.url.render_as_string()
+
+
+def translate_database_error(error: exc.DBAPIError, target: str) -> MadangError:
+    """Return which of our errors a database's error is; `target` names the database."""
+    text = str(error.orig)
+    lowered = text.lower()
+    if isinstance(error, exc.IntegrityError):
+        return Conflict(f"database {target} already holds something else: {text}")
+    if "malformed" in lowered or "not a database" in lowered:
+        return Fault(f"database {target} is damaged: {text}", next_step="restore it from a backup")
+    steps = {
+        "disk is full": "free space on its disk",
+        "disk i/o": "free space on its disk, or mend the disk",
+        "readonly": "mend the permission of the file and its folder",
+        "unable to open": "create its folder or mend its permission",
+        "locked": "find the other process that holds the database",
+    }
+    step = next((step for sign, step in steps.items() if sign in lowered), "see whether the database answers")
+    return Unavailable(f"database {target} cannot be used: {text}", next_step=step, retry_after_s=1.0)
+
+
+class Store:
+    """A database with one writing thread and a few reading ones.
+
+    A caller that is cancelled while waiting does not cancel its transaction: whoever must know reads again.
+    """
+
+    def __init__(self, url: str, *, writes_pending_max: int = 256, reads_pending_max: int = 256) -> None:
+        """Make the engines; nothing is opened yet.
+
+        Args:
+            url: SQLAlchemy URL.
+            writes_pending_max: over it a writer gets Unavailable at once.
+            reads_pending_max: the same for readers.
+        """
+        self.engine = open_engine(url)
+        self._reader = open_engine(url, is_reader=True)
+        self._writes = _Lane("writes", 1, writes_pending_max)
+        self._reads = _Lane("reads", _READ_THREADS, reads_pending_max)
+        self._target = describe_database(self.engine)
+
+    async def write(self, action: Callable[[sa.Connection], T]) -> T:
+        """Run `action` in one transaction on the writing thread; commits when it returns, else rolls back.
+
+        Raises:
+            Unavailable: too many writes wait, or the database cannot be used.
+            Conflict: a constraint of the database refused it.
+        """
+        return await self._writes.run(lambda: self._transact(self.engine, action))
+
+    async def read(self, action: Callable[[sa.Connection], T]) -> T:
+        """Run `action` on a snapshot of the last commit, on a reading thread."""
+        return await self._reads.run(lambda: self._transact(self._reader, action))
+
+    def write_now(self, action: Callable[[sa.Connection], T]) -> T:
+        """Run `action` in one transaction in the caller's thread: for start-up, before any `write`."""
+        return self._transact(self.engine, action)
+
+    def _transact(self, engine: sa.Engine, action: Callable[[sa.Connection], T]) -> T:
+        try:
+            with engine.begin() as connection:
+                return action(connection)
+        except exc.DBAPIError as error:
+            raise translate_database_error(error, self._target) from error
+
+    def close(self) -> None:
+        """Finish what runs, refuse what waits, and close the files; blocks until done."""
+        self._writes.close()
+        self._reads.close()
+        self._reader.dispose()
+        self.engine.dispose()
+
+
+class _Lane:
+    """A few threads with a bounded number of waiting calls."""
+
+    def __init__(self, name: str, threads: int, pending_max: int) -> None:
+        self._name = name
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"store-{name}")
+        self._pending = 0
+        self._pending_max = pending_max
+        self._guard = threading.Lock()
+
+    async def run(self, call: Callable[[], T]) -> T:
+        with self._guard:
+            if self._pending >= self._pending_max:
+                raise Unavailable(
+                    f"{self._pending} {self._name} already wait for the database, the most allowed",
+                    next_step="try again shortly",
+                    retry_after_s=1.0,
+                )
+            self._pending += 1
+        try:
+            future: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(self._executor, call)
+        except RuntimeError as error:
+            self._release(None)
+            raise Unavailable("the database is being closed") from error
+        future.add_done_callback(self._release)
+        return await future
+
+    def _release(self, _future: Any) -> None:
+        with self._guard:
+            self._pending -= 1
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
