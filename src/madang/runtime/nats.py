@@ -32,7 +32,6 @@ LOCAL_SUBJECTS = "local.>"
 """Subjects that never leave a site, whatever its user is permitted."""
 
 _UNLIMITED = -1
-_RESPONSE_TTL_NS = 10_000_000_000  # how long a site may take to answer a command (resync included)
 _LEAF_TYPES = ["LEAFNODE", "LEAFNODE_WS"]
 _MAX_CONTROL_LINE = 4096  # nats-server's own default, stated because long inboxes count towards it
 
@@ -172,6 +171,8 @@ def site_role() -> dict[str, Any]:
 
     Nothing under `$JS.>` but its own consumer's next, info and acknowledgement and direct reads of its own keys:
     `$JS.hub.API.>` would also let it write the hub's buckets. Digests are readable by all sites by design.
+    Answers to commands go to `reply.<site>.>`, a subject that says who answered: nats-server does not grant
+    `allow_responses` to a leaf link (2.15.1), and a right to the hub's inbox would let a site answer for another.
     """
     stream = DESIRED_STREAM
     name = "{{name()}}"
@@ -182,6 +183,7 @@ def site_role() -> dict[str, Any]:
                 f"status.{name}.>",
                 f"hb.{name}",
                 f"digest.{name}",
+                f"reply.{name}.>",
                 f"$JS.{HUB_DOMAIN}.API.CONSUMER.MSG.NEXT.{stream}.{name}",
                 f"$JS.{HUB_DOMAIN}.API.CONSUMER.INFO.{stream}.{name}",
                 f"$JS.{HUB_DOMAIN}.API.DIRECT.GET.{stream}.$KV.{DESIRED_BUCKET}.{name}.>",
@@ -190,7 +192,6 @@ def site_role() -> dict[str, Any]:
             ]
         },
         "sub": {"allow": [f"cmd.{name}.>", "digest.*", f"_INBOX.{name}.>"]},
-        "resp": {"max": 1, "ttl": _RESPONSE_TTL_NS},
         "subs": _UNLIMITED,
         "data": _UNLIMITED,
         "payload": _UNLIMITED,
@@ -312,9 +313,10 @@ def render_hub_conf(facts: HubNats) -> str:
 def render_site_conf(facts: SiteNats) -> str:
     """Return the configuration of a site's server; it holds passwords, so its file has mode 0600."""
     urls = ", ".join(_quote(url) for url in facts.hub_leaf_urls)
-    # The hub's whitelist is the wall; these only keep local traffic from leaving by mistake.
+    # The hub's whitelist is the wall; these only keep local traffic from leaving by mistake. A subject that the
+    # site publishes to the hub must not stand in deny_imports: the hub's interest in it would not come through.
     outward = ", ".join(_quote(subject) for subject in (LOCAL_SUBJECTS, "$JS.API.>", "$KV.>", "$O.>"))
-    inward = ", ".join(_quote(subject) for subject in (LOCAL_SUBJECTS, "usage.>", "status.>", "hb.>"))
+    inward = ", ".join(_quote(subject) for subject in (LOCAL_SUBJECTS, "$KV.>", "$O.>"))
     return (
         f"server_name: {_quote(facts.site)}\n"
         f"listen: {_quote(f'{facts.host}:{facts.port}')}\n"

@@ -225,6 +225,11 @@ def command_subject(site: str, verb: str) -> str:
     return f"cmd.{site}.{verb}"
 
 
+def reply_subject(site: str, nonce: str) -> str:
+    """Return `reply.<site>.<nonce>`: where a site answers a command, so that the subject says who answered."""
+    return f"reply.{site}.{nonce}"
+
+
 def desired_subject(site: str, kind: str, item_id: str) -> str:
     """Return `$KV.desired.<site>.<kind>.<item_id>`."""
     return f"$KV.desired.{site}.{kind}.{item_id}"
