@@ -44,7 +44,7 @@ def load_settings(
     values |= _from_environ(kind, env_prefix, os.environ if environ is None else environ)
     values |= {key: value for key, value in (flags or {}).items() if value is not None}
     try:
-        return msgspec.convert(values, kind, strict=True)
+        return msgspec.convert(values, kind, strict=True, dec_hook=_decode_path)
     except msgspec.ValidationError as error:
         raise Rejected(
             f"settings in {where}: {_explain(str(error))}",
@@ -71,10 +71,16 @@ def _from_environ(kind: type[msgspec.Struct], prefix: str, environ: Mapping[str,
         if name not in environ:
             continue
         try:
-            found[field.name] = msgspec.convert(environ[name], field.type, strict=False)
+            found[field.name] = msgspec.convert(environ[name], field.type, strict=False, dec_hook=_decode_path)
         except msgspec.ValidationError as error:
             raise Rejected(f"environment variable {name}: {error}") from error
     return found
+
+
+def _decode_path(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(f"settings have no decoder for {kind}")
 
 
 def _explain(text: str) -> str:
