@@ -139,5 +139,5 @@ def _may_grow(data: bytes, offset: int) -> bool:
     """Return whether what lies at `offset` may be a record that is still being written."""
     if offset + _HEAD.size > len(data):
         return True
-    length, _ = _HEAD.unpack_from(data, offset)
+    length: int = _HEAD.unpack_from(data, offset)[0]
     return 0 < length <= RECORD_BYTES_MAX and offset + _HEAD.size + length >= len(data)
