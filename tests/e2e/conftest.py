@@ -1,0 +1,54 @@
+"""One embedded federation for the whole session: real NATS, real databases, real engines, the real model."""
+
+import socket
+
+import pytest
+from tests.e2e.embedded import Embedded, wait_for
+
+
+def free_base_port() -> int:
+    """Return a base from which a whole block of ports is free now."""
+    for base in range(17700, 19700, 100):
+        sockets = []
+        try:
+            for port in range(base, base + 80):
+                one = socket.socket()
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sockets.append(one)
+                one.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        finally:
+            for one in sockets:
+                one.close()
+        return base
+    raise AssertionError("no block of 80 free ports between 17700 and 19700")
+
+
+@pytest.fixture(scope="session")
+def federation(tmp_path_factory):
+    embedded = Embedded(tmp_path_factory.mktemp("federation"), free_base_port())
+    try:
+        done = embedded.madang("up", "--base-port", str(embedded.base_port), timeout_s=600)
+        embedded.first_words = done.stdout
+        yield embedded
+    finally:
+        embedded.madang("down", is_ok=False)
+
+
+@pytest.fixture
+def healthy(federation):
+    """The federation with every link healed and every service answering again, before and after."""
+
+    def is_healthy() -> bool:
+        status = federation.madang_json("status")
+        sites = [s for s in status["sites"] if not s.get("is_entry_only")]
+        return all(s["state"] == "connected" and s["in_sync"] for s in sites) and all(
+            any(r["phase"] == "ready" for r in federation.engines(s["name"], "madang-chat")) for s in sites
+        )
+
+    wait_for("every site connected, in sync and ready", is_healthy, 30, every_s=0.3)
+    yield federation
+    for site in federation.site_names():
+        federation.madang("wan", "heal", site)
+    wait_for("every site connected, in sync and ready", is_healthy, 40, every_s=0.3)

@@ -1,0 +1,155 @@
+"""Drives one embedded federation through its command and its files, as a person or a script would."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+
+from madang.runtime.process import ProcessRef, is_alive
+
+MADANG = Path(sys.executable).parent / "madang"
+
+
+def wait_for(what: str, check: Callable[[], Any], within_s: float, every_s: float = 0.05) -> Any:
+    """Return the first true value of `check`; fails naming `what` when there is none in time."""
+    deadline = time.monotonic() + within_s
+    while True:
+        value = check()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within_s} s: {what} (last: {value!r})")
+        time.sleep(every_s)
+
+
+class Embedded:
+    """A federation in a folder of its own, on ports of its own."""
+
+    def __init__(self, state_dir: Path, base_port: int) -> None:
+        self.state_dir = state_dir
+        self.base_port = base_port
+
+    def madang(self, *words: str, is_ok: bool = True, timeout_s: float = 200) -> subprocess.CompletedProcess[str]:
+        """Run the command against this federation's state."""
+        environ = {**os.environ, "MADANG_STATE": str(self.state_dir), "NO_COLOR": "1", "COLUMNS": "200"}
+        done = subprocess.run(
+            [str(MADANG), *words], capture_output=True, text=True, timeout=timeout_s, env=environ, check=False
+        )
+        if is_ok:
+            assert done.returncode == 0, f"madang {' '.join(words)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def madang_json(self, *words: str) -> Any:
+        """Run a command with --json and return what it printed."""
+        return json.loads(self.madang(*words, "--json").stdout)
+
+    @property
+    def credentials(self) -> dict[str, Any]:
+        return json.loads((self.state_dir / "credentials.json").read_text())
+
+    def key(self, tenant: str) -> str:
+        return next(t["api_key"] for t in self.credentials["tenants"] if t["name"] == tenant)
+
+    def url(self, site: str) -> str:
+        if site == "national":
+            return self.credentials["national_url"]
+        return next(s["url"] for s in self.credentials["sites"] if s["name"] == site)
+
+    def openai(self, site: str, tenant: str, **options: Any) -> openai.OpenAI:
+        """Return the official client against a site, without retries of its own."""
+        options = {"max_retries": 0, "timeout": 60, "api_key": self.key(tenant), **options}
+        return openai.OpenAI(base_url=f"{self.url(site)}/v1", **options)
+
+    def post(self, site: str, tenant: str, path: str, body: Any, timeout_s: float = 60) -> httpx.Response:
+        return httpx.post(
+            f"{self.url(site)}{path}",
+            json=body,
+            headers={"authorization": f"Bearer {self.key(tenant)}"},
+            timeout=timeout_s,
+        )
+
+    def admin(self, method: str, path: str, site: str | None = None, **options: Any) -> Any:
+        """Call the hub's admin API, or a site's."""
+        known = self.credentials
+        url, token = known["hub_url"], known["admin_token"]
+        if site is not None:
+            entry = next(s for s in known["sites"] if s["name"] == site)
+            url, token = entry["admin_url"], entry["admin_token"]
+        answer = httpx.request(
+            method, f"{url}{path}", headers={"authorization": f"Bearer {token}"}, timeout=10, **options
+        )
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    def processes(self) -> dict[str, ProcessRef]:
+        """Return the supervised processes that run now, by name."""
+        record = json.loads((self.state_dir / "run" / "processes.json").read_text())
+        refs = {p["name"]: ProcessRef(**p["ref"]) for p in record["processes"] if p.get("ref")}
+        return {name: ref for name, ref in refs.items() if is_alive(ref)}
+
+    def supervisor(self) -> ProcessRef:
+        record = json.loads((self.state_dir / "run" / "processes.json").read_text())
+        return ProcessRef(**record["supervisor"])
+
+    def kill(self, *names: str) -> None:
+        """kill -9 supervised processes by name, in one go."""
+        refs = [self.processes()[name] for name in names]
+        for ref in refs:
+            psutil.Process(ref.pid).kill()
+
+    def engines(self, site: str, service: str) -> list[dict[str, Any]]:
+        return [r for r in self.admin("GET", "/api/v1/replicas", site=site)["replicas"] if r["service"] == service]
+
+    def site_names(self) -> list[str]:
+        return [s["name"] for s in self.credentials["sites"]]
+
+    def tree_pids(self, site: str) -> set[int]:
+        """Return every process of a site: supervised ones, their children, and its engines with their shims."""
+        pids = {ref.pid for name, ref in self.processes().items() if name.startswith(f"{site}-")}
+        folder = str(self.state_dir / "sites" / site)
+        for process in psutil.process_iter():
+            try:
+                words = process.cmdline()
+            except psutil.Error:
+                continue
+            if any(folder in word for word in words):
+                pids.add(process.pid)
+        for pid in list(pids):
+            try:
+                pids |= {child.pid for child in psutil.Process(pid).children(recursive=True)}
+            except psutil.Error:
+                continue
+        return pids
+
+    def wan_connections(self, site: str) -> list[str]:
+        """Return established TCP connections between a site's processes and any other federation process."""
+        own = self.tree_pids(site)
+        marker = str(self.state_dir)
+        others: set[int] = set()
+        for process in psutil.process_iter():
+            try:
+                if process.pid not in own and any(marker in word for word in process.cmdline()):
+                    others.add(process.pid)
+            except psutil.Error:
+                continue
+        ends: dict[tuple[Any, Any], set[int]] = {}
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_ESTABLISHED and connection.raddr and connection.pid:
+                ends.setdefault((connection.laddr, connection.raddr), set()).add(connection.pid)
+        crossing = []
+        for (local, remote), pids in ends.items():
+            far = ends.get((remote, local), set())
+            if pids & own and far & others:
+                crossing.append(f"{local.ip}:{local.port} -> {remote.ip}:{remote.port} (pids {pids} and {far})")
+        return crossing
+
+    def ledger(self) -> dict[str, Any]:
+        return self.madang_json("usage")
