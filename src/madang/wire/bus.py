@@ -106,7 +106,8 @@ class ResyncPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     """One slice of a whole snapshot of desired state, requested on `cmd.<site>.resync`.
 
     The site buffers parts of one `resync_id` and applies all of them in one transaction with the last one; items
-    it holds that the snapshot lacks are removed. A snapshot older than what the site applied is refused.
+    it holds that the snapshot lacks are removed. A snapshot older than what the site applied is refused. `part`
+    counts from 0; a part may come twice, and a new `resync_id` replaces what was buffered under another.
     """
 
     site: SiteId

@@ -1,0 +1,80 @@
+"""Routes about usage and audit, and the artifact store."""
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from starlette.responses import FileResponse
+
+from madang.core import Rejected
+from madang.hub.audit import ROWS_PER_PAGE_MAX, read_audit, verify_audit
+from madang.hub.ledger import (
+    EVENTS_PER_PAGE_MAX,
+    GROUPS,
+    read_events,
+    read_refusals,
+    sum_usage,
+)
+from madang.hub.parts import HubParts
+from madang.runtime.admin_http import NotFound, json_response
+
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+Limit = Annotated[int, Query(ge=1, le=EVENTS_PER_PAGE_MAX)]
+AuditLimit = Annotated[int, Query(ge=1, le=ROWS_PER_PAGE_MAX)]
+
+
+def make_router(parts: HubParts) -> APIRouter:
+    """Return the routes behind the token."""
+    router = APIRouter(prefix="/api/v1")
+
+    @router.get("/usage", tags=["usage"])
+    async def show_usage(
+        tenant: str | None = None, since_s: float | None = None, until_s: float | None = None, group_by: str = "tenant"
+    ) -> Response:
+        groups = [name for name in group_by.split(",") if name]
+        unknown = set(groups) - set(GROUPS)
+        if unknown:
+            raise Rejected(f"group_by {min(unknown)!r} is not known: expected some of {', '.join(GROUPS)}")
+        span = {"tenant_id": tenant, "since_s": since_s, "until_s": until_s}
+        rows, totals = await parts.store.read(
+            lambda c: (sum_usage(c, **span, group_by=groups), sum_usage(c, **span, group_by=()))  # type: ignore[arg-type]
+        )
+        return json_response({"rows": rows if groups else totals, "totals": totals[0]})
+
+    @router.get("/usage/events", tags=["usage"])
+    async def list_events(limit: Limit = 100, after: int | None = None) -> Response:
+        return json_response(await parts.store.read(lambda c: read_events(c, after=after, limit=limit)))
+
+    @router.get("/usage/refused", tags=["usage"])
+    async def list_refused(limit: Limit = 100) -> Response:
+        return json_response(await parts.store.read(lambda c: read_refusals(c, limit=limit)))
+
+    @router.get("/audit", tags=["audit"])
+    async def list_audit(limit: AuditLimit = 100, after: int = 0) -> Response:
+        return json_response(await parts.store.read(lambda c: read_audit(c, after=after, limit=limit)))
+
+    @router.get("/audit/verify", tags=["audit"])
+    async def verify() -> Response:
+        return json_response(await parts.store.read(verify_audit))
+
+    return router
+
+
+def make_artifact_router(parts: HubParts) -> APIRouter:
+    """Return the artifact store's route: open, since what is named by its hash needs no secret to be safe."""
+    router = APIRouter(tags=["artifacts"])
+    folder = parts.settings.artifact_dir
+
+    @router.head("/artifacts/{sha256}", include_in_schema=False)
+    @router.get("/artifacts/{sha256}")
+    async def get_artifact(sha256: str) -> Response:
+        if not _SHA256.match(sha256):
+            raise Rejected("an artifact is named by 64 lower-case hex digits")
+        path = folder / sha256[:2] / sha256 if folder is not None else None
+        if path is None or not path.is_file():
+            raise NotFound(f"artifact {sha256} is not in this store")
+        headers = {"etag": f'"{sha256}"', "cache-control": "public, max-age=31536000, immutable"}
+        return FileResponse(path, media_type="application/octet-stream", headers=headers)
+
+    return router

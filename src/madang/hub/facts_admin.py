@@ -1,0 +1,354 @@
+"""Changes of tenants, keys, models and services, with what makes each of them valid.
+
+Owns the tables of those facts and their rules. Refuses to know HTTP and NATS. Every function runs inside a Change:
+what it writes, its audit row and the desired state that follows are one transaction.
+"""
+
+import base64
+import hashlib
+import re
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from madang.core import Conflict, Entropy, Rejected, check_entity_id, check_site_name
+from madang.hub.change import Change
+from madang.hub.desired_store import read_models, read_services, read_sites, read_tenants
+from madang.hub.tables import API_KEY, MODEL, SERVICE, TENANT
+from madang.model import CatalogEntry, DataClass, Residency, ResidencyScope, Service, Tenant
+from madang.policy.desired import KIND_KEY, KIND_MODEL, KIND_SERVICE, KIND_TENANT
+from madang.runtime.admin_http import NotFound
+
+TITLE_CHARS_MAX = 200
+PLACES_MAX = 256
+REPLICAS_PER_SITE_MAX = 256
+CONTEXT_TOKENS_MAX = 2**24
+SLOTS_MAX = 4096
+SIZE_BYTES_MAX = 2**53
+_SECRET_BYTES = 32
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+
+class KeyRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A key to make; without `key_id` one is chosen."""
+
+    tenant_id: str
+    key_id: str | None = None
+    expires_at_s: float | None = None
+
+
+class KeyExpiry(msgspec.Struct, frozen=True, kw_only=True):
+    """A new end of a key's life; null means never."""
+
+    expires_at_s: float | None
+
+
+class KeyView(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be shown of a key."""
+
+    key_id: str
+    tenant_id: str
+    expires_at_s: float | None
+    is_revoked: bool
+    created_at_s: float
+
+
+class KeyMade(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to making a key: the only time that `api_key` is seen."""
+
+    key_id: str
+    tenant_id: str
+    api_key: str
+    expires_at_s: float | None
+    created_at_s: float
+
+
+def put_tenant(change: Change, tenant: Tenant, *, may_replace: bool) -> tuple[Tenant, bool]:
+    """Create or replace a tenant; return it and whether it is new.
+
+    Raises:
+        Rejected: a field is malformed.
+        Conflict: it exists and differs, and `may_replace` is false; or its class forbids a prefix cache in use.
+    """
+    check_entity_id("tenant", tenant.tenant_id)
+    if not 1 <= len(tenant.title) <= TITLE_CHARS_MAX:
+        raise Rejected(f"tenant {tenant.tenant_id}: title must have 1 to {TITLE_CHARS_MAX} characters")
+    check_residency(tenant.tenant_id, tenant.residency)
+    old = next(iter(read_tenants(change.connection, [tenant.tenant_id])), None)
+    if old == tenant:
+        return tenant, False
+    if old is not None and not may_replace:
+        raise Conflict(
+            f"tenant {tenant.tenant_id} exists and differs",
+            next_step=f"PUT /api/v1/tenants/{tenant.tenant_id} replaces it",
+        )
+    services = [
+        service
+        for service in read_services(change.connection)
+        if not service.tenants or tenant.tenant_id in service.tenants
+    ]
+    for service in services:
+        if service.has_prefix_cache and tenant.data_class is not DataClass.OPEN:
+            raise Conflict(f"service {service.name} shares a prefix cache, so its tenants must be of class open")
+    _upsert(change, TENANT, TENANT.c.tenant_id, tenant.tenant_id, tenant)
+    change.touch(KIND_TENANT, tenant.tenant_id)
+    if old is not None and old.residency != tenant.residency:
+        # Keys carry a copy of the residency, and where a service runs follows from it.
+        for key_id in change.connection.scalars(
+            sa.select(API_KEY.c.key_id).where(API_KEY.c.tenant_id == tenant.tenant_id)
+        ):
+            change.touch(KIND_KEY, key_id)
+        for service in services:
+            change.touch(KIND_SERVICE, service.name)
+    change.audit("tenant.put", tenant.tenant_id, tenant)
+    return tenant, old is None
+
+
+def check_residency(tenant_id: str, residency: Residency) -> None:
+    """Raise Rejected unless `places` fits `scope`."""
+    scope, places = residency.scope, residency.places
+    expected = {
+        ResidencyScope.SITE: "exactly one site name",
+        ResidencyScope.SITES: "one or more site names",
+        ResidencyScope.REGION: "one or more region names",
+        ResidencyScope.NATION: "one or more nation codes",
+        ResidencyScope.ANY: "no places",
+    }[scope]
+    counts = {ResidencyScope.SITE: (1, 1), ResidencyScope.ANY: (0, 0)}
+    least, most = counts.get(scope, (1, PLACES_MAX))
+    if not least <= len(places) <= most or len(set(places)) != len(places):
+        raise Rejected(
+            f"tenant {tenant_id}: residency {scope.value} takes {expected}, each once; found {list(places)[:10]}"
+        )
+    if scope in (ResidencyScope.SITE, ResidencyScope.SITES):
+        for place in places:
+            check_site_name(place)
+
+
+def delete_tenant(change: Change, tenant_id: str) -> None:
+    """Remove a tenant and its revoked keys; raises NotFound, or Conflict while keys or services hold it."""
+    read_tenant(change.connection, tenant_id)
+    keys = change.connection.execute(
+        sa.select(API_KEY.c.key_id, API_KEY.c.is_revoked).where(API_KEY.c.tenant_id == tenant_id)
+    ).all()
+    live = [row.key_id for row in keys if not row.is_revoked]
+    if live:
+        raise Conflict(
+            f"tenant {tenant_id} has {len(live)} keys that are not revoked, such as {live[0]}",
+            next_step="revoke its keys first (POST /api/v1/keys/{id}/revoke)",
+        )
+    users = [service.name for service in read_services(change.connection) if tenant_id in service.tenants]
+    if users:
+        raise Conflict(f"service {users[0]} names tenant {tenant_id}", next_step="change or delete that service first")
+    change.connection.execute(API_KEY.delete().where(API_KEY.c.tenant_id == tenant_id))
+    change.connection.execute(TENANT.delete().where(TENANT.c.tenant_id == tenant_id))
+    change.touch(KIND_TENANT, tenant_id)
+    for row in keys:
+        change.touch(KIND_KEY, row.key_id)
+    change.audit("tenant.delete", tenant_id, {"keys": [row.key_id for row in keys]})
+
+
+def read_tenant(connection: sa.Connection, tenant_id: str) -> Tenant:
+    """Return a tenant; raises NotFound."""
+    for tenant in read_tenants(connection, [tenant_id]):
+        return tenant
+    raise NotFound(f"tenant {tenant_id!r} does not exist", next_step="GET /api/v1/tenants lists those that do")
+
+
+def create_key(change: Change, request: KeyRequest, entropy: Entropy) -> KeyMade:
+    """Make a key; its text is in the answer and nowhere else.
+
+    Raises:
+        NotFound: no such tenant.
+        Rejected: a field is malformed, or the key would be expired.
+        Conflict: the id is taken.
+    """
+    tenant = read_tenant(change.connection, request.tenant_id)
+    key_id = request.key_id if request.key_id is not None else f"k{entropy.token_bytes(6).hex()}"
+    check_entity_id("key", key_id)
+    if request.expires_at_s is not None and request.expires_at_s <= change.now_s:
+        raise Rejected(f"key {key_id}: expires_at_s lies in the past; it is wall time in seconds since 1970")
+    if change.connection.execute(sa.select(API_KEY.c.key_id).where(API_KEY.c.key_id == key_id)).first():
+        raise Conflict(f"key {key_id} exists", next_step="choose another key_id, or leave it out")
+    secret = base64.urlsafe_b64encode(entropy.token_bytes(_SECRET_BYTES)).rstrip(b"=").decode()
+    api_key = f"mdg_{key_id}_{secret}"
+    change.connection.execute(
+        API_KEY.insert().values(
+            key_id=key_id,
+            tenant_id=tenant.tenant_id,
+            sha256=hashlib.sha256(api_key.encode()).hexdigest(),
+            expires_at_s=request.expires_at_s,
+            is_revoked=False,
+            created_at_s=change.now_s,
+        )
+    )
+    change.touch(KIND_KEY, key_id)
+    change.audit("key.create", key_id, {"tenant_id": tenant.tenant_id, "expires_at_s": request.expires_at_s})
+    return KeyMade(
+        key_id=key_id,
+        tenant_id=tenant.tenant_id,
+        api_key=api_key,
+        expires_at_s=request.expires_at_s,
+        created_at_s=change.now_s,
+    )
+
+
+def set_key_expiry(change: Change, key_id: str, expiry: KeyExpiry) -> KeyView:
+    """Change when a key expires; an instant in the past ends it now. Raises NotFound."""
+    old = read_key_view(change.connection, key_id)
+    if old.expires_at_s != expiry.expires_at_s:
+        change.connection.execute(
+            API_KEY.update().where(API_KEY.c.key_id == key_id).values(expires_at_s=expiry.expires_at_s)
+        )
+        change.touch(KIND_KEY, key_id)
+        change.audit("key.expire", key_id, {"expires_at_s": expiry.expires_at_s, "was_s": old.expires_at_s})
+    return msgspec.structs.replace(old, expires_at_s=expiry.expires_at_s)
+
+
+def revoke_key(change: Change, key_id: str) -> KeyView:
+    """End a key for ever; doing it again changes nothing. Raises NotFound."""
+    old = read_key_view(change.connection, key_id)
+    if not old.is_revoked:
+        change.connection.execute(API_KEY.update().where(API_KEY.c.key_id == key_id).values(is_revoked=True))
+        change.touch(KIND_KEY, key_id)
+        change.audit("key.revoke", key_id, {"tenant_id": old.tenant_id})
+    return msgspec.structs.replace(old, is_revoked=True)
+
+
+def list_keys(connection: sa.Connection, tenant_id: str | None) -> list[KeyView]:
+    """Return keys by id, of one tenant or of all."""
+    query = sa.select(API_KEY).order_by(API_KEY.c.key_id)
+    if tenant_id is not None:
+        query = query.where(API_KEY.c.tenant_id == tenant_id)
+    return [_view_key(row) for row in connection.execute(query)]
+
+
+def read_key_view(connection: sa.Connection, key_id: str) -> KeyView:
+    """Return a key without anything secret; raises NotFound."""
+    row = connection.execute(sa.select(API_KEY).where(API_KEY.c.key_id == key_id)).first()
+    if row is None:
+        raise NotFound(f"key {key_id!r} does not exist", next_step="GET /api/v1/keys lists those that do")
+    return _view_key(row)
+
+
+def _view_key(row: sa.Row[Any]) -> KeyView:
+    return KeyView(
+        key_id=row.key_id,
+        tenant_id=row.tenant_id,
+        expires_at_s=row.expires_at_s,
+        is_revoked=row.is_revoked,
+        created_at_s=row.created_at_s,
+    )
+
+
+def put_model(change: Change, model: CatalogEntry) -> tuple[CatalogEntry, bool]:
+    """Create or replace a catalog entry; return it and whether it is new. Raises Rejected."""
+    check_entity_id("model", model.name)
+    seen: set[str] = set()
+    for artifact in model.artifacts:
+        if not artifact.artifact_id or artifact.artifact_id in seen:
+            raise Rejected(
+                f"model {model.name}: artifact ids must be there and differ; {artifact.artifact_id!r} does not"
+            )
+        seen.add(artifact.artifact_id)
+        if not artifact.files:
+            raise Rejected(f"model {model.name}: artifact {artifact.artifact_id} has no files")
+        for file in artifact.files:
+            if not _SHA256.match(file.sha256) or not 0 < file.size_bytes <= SIZE_BYTES_MAX:
+                raise Rejected(
+                    f"model {model.name}: file {file.name[:80]!r} needs a sha256 of 64 lower-case hex digits and a size"
+                )
+    old = next(iter(read_models(change.connection, [model.name])), None)
+    if old == model:
+        return model, False
+    _upsert(change, MODEL, MODEL.c.name, model.name, model)
+    change.touch(KIND_MODEL, model.name)
+    change.audit("model.put", model.name, model)
+    return model, old is None
+
+
+def delete_model(change: Change, name: str) -> None:
+    """Remove a catalog entry; raises NotFound, or Conflict while a service runs it."""
+    read_model(change.connection, name)
+    user = change.connection.scalar(sa.select(SERVICE.c.name).where(SERVICE.c.model == name).order_by(SERVICE.c.name))
+    if user is not None:
+        raise Conflict(f"service {user} runs model {name}", next_step="delete that service or change its model first")
+    change.connection.execute(MODEL.delete().where(MODEL.c.name == name))
+    change.touch(KIND_MODEL, name)
+    change.audit("model.delete", name, {})
+
+
+def read_model(connection: sa.Connection, name: str) -> CatalogEntry:
+    """Return a catalog entry; raises NotFound."""
+    for model in read_models(connection, [name]):
+        return model
+    raise NotFound(f"model {name!r} is not in the catalog", next_step="GET /api/v1/models lists those that are")
+
+
+def put_service(change: Change, service: Service) -> tuple[Service, bool]:
+    """Create or replace a service; return it and whether it is new. Raises Rejected naming the field."""
+    check_entity_id("service", service.name)
+    _check_service(change.connection, service)
+    old = next(iter(read_services(change.connection, [service.name])), None)
+    if old == service:
+        return service, False
+    _upsert(change, SERVICE, SERVICE.c.name, service.name, service, model=service.model)
+    change.touch(KIND_SERVICE, service.name)
+    change.audit("service.put", service.name, service)
+    return service, old is None
+
+
+def _check_service(connection: sa.Connection, service: Service) -> None:
+    bounds = (
+        ("replicas_per_site", 0, REPLICAS_PER_SITE_MAX),
+        ("context_tokens", 1, CONTEXT_TOKENS_MAX),
+        ("slots", 1, SLOTS_MAX),
+    )
+    for field, least, most in bounds:
+        if not least <= getattr(service, field) <= most:
+            raise Rejected(f"service {service.name}: {field} is {getattr(service, field)}, expected {least} to {most}")
+    if not read_models(connection, [service.model]):
+        raise Rejected(
+            f"service {service.name}: model {service.model!r} is not in the catalog",
+            next_step="add it first (POST /api/v1/models)",
+        )
+    tenants = read_tenants(connection, service.tenants or None)
+    unknown = set(service.tenants) - {tenant.tenant_id for tenant in tenants}
+    if unknown:
+        raise Rejected(f"service {service.name}: tenant {min(unknown)!r} does not exist")
+    sites = {site.name: site for site in read_sites(connection)}
+    for name in service.sites:
+        if name not in sites or sites[name].is_entry_only:
+            raise Rejected(f"service {service.name}: site {name!r} is not enrolled, or is an entry without chips")
+    if service.has_prefix_cache and any(tenant.data_class is not DataClass.OPEN for tenant in tenants):
+        raise Rejected(
+            f"service {service.name}: has_prefix_cache needs every tenant of the service to be of class open",
+            next_step="leave it off, or name only tenants of class open",
+        )
+
+
+def delete_service(change: Change, name: str) -> None:
+    """Remove a service; its replicas are stopped by the sites. Raises NotFound."""
+    read_service(change.connection, name)
+    change.connection.execute(SERVICE.delete().where(SERVICE.c.name == name))
+    change.touch(KIND_SERVICE, name)
+    change.audit("service.delete", name, {})
+
+
+def read_service(connection: sa.Connection, name: str) -> Service:
+    """Return a service; raises NotFound."""
+    for service in read_services(connection, [name]):
+        return service
+    raise NotFound(f"service {name!r} does not exist", next_step="GET /api/v1/services lists those that do")
+
+
+def _upsert(
+    change: Change, table: sa.Table, column: sa.Column[str], value: str, fact: msgspec.Struct, **extra: object
+) -> None:
+    spec = msgspec.json.encode(fact, order="deterministic").decode()
+    done = change.connection.execute(table.update().where(column == value).values(spec=spec, **extra))
+    if done.rowcount == 0:
+        change.connection.execute(
+            table.insert().values({column.name: value, "spec": spec, "created_at_s": change.now_s, **extra})
+        )

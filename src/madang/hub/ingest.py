@@ -1,0 +1,129 @@
+"""Moves usage from the stream to the ledger: commit first, acknowledge after.
+
+Owns the consumer `ingest`. Refuses to judge events (`madang.hub.ledger` does). Whatever is delivered twice is
+entered once; whatever is not entered is not acknowledged and comes again; what is malformed is recorded, then
+ended, so that it comes no more.
+"""
+
+import asyncio
+
+from madang.core import Clock, Conflict, Fault, Rejected, Unavailable
+from madang.hub.jetstream import ACK, TERM, JetStream, StreamMessage
+from madang.hub.ledger import Refusal, enter, judge_batch
+from madang.hub.metrics import HubMetrics
+from madang.hub.streams import USAGE_CONSUMER, USAGE_STREAM, usage_consumer, usage_stream
+from madang.model import UsageEvent
+from madang.runtime.bus import Bus
+from madang.runtime.store import Store
+from madang.runtime.telemetry import EventLog
+from madang.wire.bus import site_of_subject
+
+_MESSAGES_PER_COMMIT_MAX = 16
+_PULL_PENDING_MAX = 256
+_WAIT_S = 5.0
+_RETRY_S = 1.0
+_CHECK_PERIOD_S = 30.0
+_FILL_WARNING = 0.8
+
+
+class Ingest:
+    """Pulls usage and enters it."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        bus: Bus,
+        jetstream: JetStream,
+        stream_bytes_max: int,
+        metrics: HubMetrics,
+        clock: Clock,
+        log: EventLog,
+    ) -> None:
+        """Prepare; call before the bus runs.
+
+        Args:
+            store: the hub's database.
+            bus: the hub's connection in account FED.
+            jetstream: JetStream on that connection.
+            stream_bytes_max: bound of the stream.
+            metrics: counts events.
+            clock: wall time of entries.
+            log: gets changes of state.
+        """
+        self._store = store
+        self._bus = bus
+        self._jetstream = jetstream
+        self._stream_bytes_max = stream_bytes_max
+        self._metrics = metrics
+        self._clock = clock
+        self._log = log
+        self._pull = jetstream.listen("usage", pending_max=_PULL_PENDING_MAX)
+        self._is_nearly_full = False
+        self.is_running = False
+        """Whether the consumer is there and was pulled from without an error since."""
+
+    async def run(self) -> None:
+        """Ingest until cancelled."""
+        while True:
+            await self._bus.wait_connected()
+            try:
+                await self._prepare()
+                if not self.is_running:
+                    self._log.info("ingest_running")
+                self.is_running = True
+                await self._pull_for(_CHECK_PERIOD_S)
+            except (Unavailable, Conflict, Fault) as error:
+                if self.is_running:
+                    self._log.warning("ingest_paused", reason=error.message)
+                self.is_running = False
+                await asyncio.sleep(_RETRY_S)
+
+    async def _prepare(self) -> None:
+        """Make the stream and the consumer again if somebody deleted them, and see how full the stream is."""
+        state = await self._jetstream.ensure_stream(usage_stream(self._stream_bytes_max))
+        await self._jetstream.ensure_consumer(USAGE_STREAM, usage_consumer())
+        fill = state.bytes / self._stream_bytes_max
+        self._metrics.usage_stream_fill.set(fill)
+        if (fill >= _FILL_WARNING) is not self._is_nearly_full:
+            self._is_nearly_full = not self._is_nearly_full
+            event = "usage_stream_nearly_full" if self._is_nearly_full else "usage_stream_has_room"
+            self._log.warning(event, fill=round(fill, 3), bytes_max=self._stream_bytes_max)
+
+    async def _pull_for(self, duration_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + duration_s
+        while loop.time() < end_s:
+            messages = await self._pull.fetch(
+                USAGE_STREAM, USAGE_CONSUMER, batch=_MESSAGES_PER_COMMIT_MAX, wait_s=_WAIT_S
+            )
+            if messages:
+                await self._enter(messages)
+
+    async def _enter(self, messages: list[StreamMessage]) -> None:
+        events: list[UsageEvent] = []
+        refusals: list[Refusal] = []
+        verdicts: list[bytes] = []
+        for message in messages:
+            good, bad = judge_batch(_site_of(message.subject), message.data)
+            events += good
+            refusals += bad
+            is_malformed = any(refusal.what == "batch" for refusal in bad)
+            verdicts.append(TERM if is_malformed else ACK)
+        now_s = self._clock.wall_s()
+        entered = await self._store.write(lambda c: enter(c, events, refusals, now_s))
+        for message, verdict in zip(messages, verdicts, strict=True):
+            await self._pull.answer(message, verdict)
+        counter = self._metrics.ledger_events
+        counter.labels("inserted").inc(entered.inserted)
+        counter.labels("duplicate").inc(entered.duplicates)
+        counter.labels("refused").inc(entered.refused)
+        if refusals or entered.refused:
+            self._log.warning("usage_refused", refused=entered.refused, subjects=sorted({m.subject for m in messages}))
+
+
+def _site_of(subject: str) -> str:
+    try:
+        return site_of_subject(subject)
+    except Rejected:
+        return ""
