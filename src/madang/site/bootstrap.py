@@ -1,0 +1,124 @@
+"""What a site needs on disk before anything of it runs: identity, NATS users and configuration, folders.
+
+Owns those files. Refuses to start anything and to talk to anybody. Called by the embedded federation and by the
+CLI's installation of a real site; repeating it changes nothing.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from madang.core import Entropy, Rejected, Unavailable, check_site_name
+from madang.runtime.clock import SystemEntropy
+from madang.runtime.files import read_secret, write_secret
+from madang.runtime.nats import SiteNats, render_site_conf, user_of_creds
+from madang.site.kex import identity_hex, load_identity
+from madang.site.settings import SiteSettings
+
+SITE_USER = "site"
+SYSTEM_USER = "system"
+_PASSWORD_BYTES = 32
+
+
+class SitePrepared(msgspec.Struct, frozen=True, kw_only=True):
+    """What was prepared.
+
+    Attributes:
+        identity_ed25519: public identity key, 64 hex digits, to enrol with.
+        nats_config: configuration of the site's NATS server; it starts once `leaf.creds` exists.
+    """
+
+    identity_ed25519: str
+    nats_config: Path
+
+
+def nats_folder(settings: SiteSettings) -> Path:
+    """Return the folder of everything that belongs to the site's NATS server."""
+    return settings.state_dir / "nats"
+
+
+def creds_file(settings: SiteSettings) -> Path:
+    """Return where the site keeps its credentials for the hub's leaf port."""
+    return nats_folder(settings) / "leaf.creds"
+
+
+def password_file(settings: SiteSettings, user: str) -> Path:
+    """Return the file with the password of a local NATS user."""
+    return nats_folder(settings) / f"{user}.password"
+
+
+def identity_file(settings: SiteSettings) -> Path:
+    """Return the file with the seed of the site's identity key, 64 hex digits."""
+    return settings.state_dir / "identity.key"
+
+
+def prepare_site(settings: SiteSettings, entropy: Entropy | None = None) -> SitePrepared:
+    """Make what is missing; return the identity and the NATS configuration.
+
+    Args:
+        settings: of the site.
+        entropy: where secrets come from; the operating system by default.
+
+    Raises:
+        Rejected: the name is not valid, or a file that exists is damaged.
+        Unavailable: naming the path that cannot be written or is open to others.
+    """
+    check_site_name(settings.name)
+    entropy = entropy or SystemEntropy()
+    for folder in (settings.state_dir, nats_folder(settings), settings.feed_dir, settings.usage_dir):
+        _make_folder(folder)
+    seed = _keep_secret(identity_file(settings), entropy.token_bytes(32).hex().encode())
+    passwords = {
+        user: _keep_secret(password_file(settings, user), entropy.token_bytes(_PASSWORD_BYTES).hex().encode())
+        for user in (SITE_USER, SYSTEM_USER)
+    }
+    config = nats_folder(settings) / "nats.conf"
+    text = render_site_conf(
+        SiteNats(
+            site=settings.name,
+            host=settings.nats_host,
+            port=settings.nats_port,
+            monitor_port=settings.nats_monitor_port,
+            hub_leaf_urls=(settings.hub_leaf_url,),
+            creds_file=creds_file(settings),
+            users={SITE_USER: passwords[SITE_USER].decode()},
+            system_users={SYSTEM_USER: passwords[SYSTEM_USER].decode()},
+        )
+    )
+    if not config.exists() or config.read_text(encoding="utf-8") != text:
+        write_secret(config, text.encode())
+    return SitePrepared(identity_ed25519=identity_hex(load_identity(seed)), nats_config=config)
+
+
+def install_creds(settings: SiteSettings, creds: str) -> None:
+    """Store the credentials that enrolment returned.
+
+    Raises:
+        Rejected: the text is not a credentials file.
+        Unavailable: it cannot be written.
+    """
+    try:
+        user_of_creds(creds)
+    except Rejected as error:
+        raise Rejected(
+            f"the credentials for site {settings.name} are not usable: {error.message}",
+            next_step="enrol the site again at the hub",
+        ) from error
+    _make_folder(nats_folder(settings))
+    write_secret(creds_file(settings), creds.encode())
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(
+            f"cannot make the folder {folder}: {error.strerror}", next_step="mend the permission of its parent"
+        ) from error
+
+
+def _keep_secret(path: Path, fresh: bytes) -> bytes:
+    """Return the secret in `path`, writing `fresh` there first when there is none."""
+    if not path.exists():
+        write_secret(path, fresh)
+    return read_secret(path)

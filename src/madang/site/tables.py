@@ -1,0 +1,97 @@
+"""The site's tables, as this release knows them; `migrations` makes them. SQLite only.
+
+Owns names and types. Refuses to hold queries. What was applied of desired state is stored as the bytes that the hub
+hashed, so that a newer hub's fields survive a site that does not know them.
+"""
+
+import sqlalchemy as sa
+
+METADATA = sa.MetaData()
+
+# Tombstones stay until the next snapshot: an older message must not bring an item back.
+DESIRED_ITEM = sa.Table(
+    "desired_item",
+    METADATA,
+    sa.Column("kind", sa.String(32), primary_key=True),
+    sa.Column("item_id", sa.String(128), primary_key=True),
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("spec", sa.LargeBinary, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("is_deleted", sa.Boolean, nullable=False),
+    sa.Column("applied_at_s", sa.Float, nullable=False),
+)
+
+# Items that were not taken, newest last; bounded by whoever writes.
+DESIRED_REFUSED = sa.Table(
+    "desired_refused",
+    METADATA,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at_s", sa.Float, nullable=False),
+    sa.Column("subject", sa.String(256), nullable=False),
+    sa.Column("reason", sa.String(512), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+META = sa.Table(
+    "meta",
+    METADATA,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+
+# `seq` is never used again, so the order of sending is the order of importing.
+OUTBOX = sa.Table(
+    "outbox",
+    METADATA,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("event_id", sa.String(80), nullable=False, unique=True),
+    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("appended_at_s", sa.Float, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+USAGE_SEGMENT = sa.Table(
+    "usage_segment",
+    METADATA,
+    sa.Column("name", sa.String(128), primary_key=True),
+    sa.Column("offset_bytes", sa.Integer, nullable=False),
+    sa.Column("events", sa.Integer, nullable=False),
+    sa.Column("gaps", sa.Integer, nullable=False),
+    sa.Column("updated_at_s", sa.Float, nullable=False),
+)
+
+USAGE_TOTAL = sa.Table(
+    "usage_total",
+    METADATA,
+    sa.Column("tenant_id", sa.String(64), primary_key=True),
+    sa.Column("service", sa.String(64), primary_key=True),
+    sa.Column("day", sa.String(10), primary_key=True),
+    sa.Column("events", sa.Integer, nullable=False),
+    sa.Column("completed", sa.Integer, nullable=False),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("completion_tokens", sa.Integer, nullable=False),
+)
+
+NODE = sa.Table(
+    "node",
+    METADATA,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("is_cordoned", sa.Boolean, nullable=False),
+    sa.Column("is_draining", sa.Boolean, nullable=False),
+    sa.Column("plan_generation", sa.Integer, nullable=False),
+    sa.Column("plan", sa.LargeBinary, nullable=False),
+    sa.Column("changed_at_s", sa.Float, nullable=False),
+)
+
+AUDIT = sa.Table(
+    "audit",
+    METADATA,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at_s", sa.Float, nullable=False),
+    sa.Column("actor", sa.String(128), nullable=False),
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("target", sa.String(128), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("prev_hash", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False, unique=True),
+)
