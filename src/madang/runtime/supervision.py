@@ -68,6 +68,19 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     is_death_linked: bool = True
 
 
+def encode_specs(specs: tuple[ProcessSpec, ...]) -> bytes:
+    """Return the JSON bytes by which a supervisor in another process gets its specifications."""
+    return msgspec.json.encode(specs, enc_hook=str)
+
+
+def decode_specs(data: bytes) -> tuple[ProcessSpec, ...]:
+    """Return the specifications in `data`; raises Rejected when they are damaged."""
+    try:
+        return msgspec.json.decode(data, type=tuple[ProcessSpec, ...], dec_hook=_decode_path)
+    except msgspec.MsgspecError as error:
+        raise Rejected(f"specifications of processes are damaged: {error}") from error
+
+
 class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """How soon a process that ended is started again.
 

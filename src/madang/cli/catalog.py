@@ -1,0 +1,191 @@
+"""`madang model …` and `madang service …`: what is offered. Owns nothing; calls the hub's API."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from madang.cli.access import Access, SiteOption, command, rows_of
+from madang.cli.terminal import field, print_json, print_table, render_bytes, say
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The catalog entry's name.")]
+ServiceName = Annotated[str, typer.Argument(metavar="SERVICE", help="The service's name: what tenants call model.")]
+File = Annotated[Path, typer.Option("--file", "-f", metavar="FILE", help="TOML or JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    models = typer.Typer(no_args_is_help=True, help="Models in the catalog.", rich_markup_mode=None)
+    app.add_typer(models, name="model")
+    command(models, "list")(_list_models)
+    command(models, "show")(_show_model)
+    command(models, "add")(_add_models)
+    command(models, "delete")(_delete_model)
+    command(models, "import")(_import_file)
+    services = typer.Typer(no_args_is_help=True, help="Models that are wanted, under a name.", rich_markup_mode=None)
+    app.add_typer(services, name="service")
+    command(services, "list")(_list_services)
+    command(services, "show")(_show_service)
+    command(services, "create")(_create_service)
+    command(services, "apply")(_apply_services)
+    command(services, "delete")(_delete_service)
+
+
+def _list_models(access: Access) -> None:
+    """List models."""
+    with access.hub() as hub:
+        found = hub.get("/api/v1/models")
+    if access.is_json:
+        print_json(found)
+        return
+    print_table(
+        "models",
+        (
+            ("MODEL", field("name")),
+            ("TASK", field("task")),
+            ("TITLE", field("title")),
+            ("SIZE", lambda row: render_bytes(_size_bytes(row))),
+            ("ENGINES", lambda row: sorted({artifact["engine"] for artifact in row.get("artifacts", ())})),
+            ("CHIPS", lambda row: sorted({kind for one in row.get("artifacts", ()) for kind in one["chip_kinds"]})),
+            ("LICENCE", field("licence")),
+        ),
+        rows_of(found, "models"),
+    )
+
+
+def _size_bytes(model: Any) -> int | None:
+    sizes = [sum(file["size_bytes"] for file in artifact["files"]) for artifact in model.get("artifacts", ())]
+    return max(sizes, default=None)
+
+
+def _show_model(access: Access, name: ModelName) -> None:
+    """Show one model, with every file's hash and sources."""
+    with access.hub() as hub:
+        print_json(hub.get(f"/api/v1/models/{name}"))
+
+
+def _add_models(access: Access, file: File) -> None:
+    """Add the catalog entries of a file ([[model]] tables in TOML, or JSON)."""
+    from madang.cli.values import read_facts
+    from madang.model import CatalogEntry
+
+    entries = read_facts(file, "model", CatalogEntry)
+    with access.hub() as hub:
+        for entry in entries:
+            hub.call("POST", "/api/v1/models", entry)
+    if access.is_json:
+        print_json(entries)
+    else:
+        say(f"added: {', '.join(entry.name for entry in entries)}")
+
+
+def _delete_model(access: Access, name: ModelName) -> None:
+    """Delete a catalog entry that no service names."""
+    with access.hub() as hub:
+        hub.call("DELETE", f"/api/v1/models/{name}")
+    say(f"model {name} deleted")
+
+
+def _import_file(
+    access: Access,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model file, from a stick or a mirror.")],
+    sha256: Annotated[
+        str | None, typer.Option("--sha256", help="What it must be; without it, any file of the catalog.")
+    ] = None,
+) -> None:
+    """Take a model file into the artifact cache of this machine, for sites without a way out."""
+    from madang.federation.catalog import builtin_catalog
+    from madang.federation.models import import_model_file
+    from madang.federation.state import choose_cache_dir
+
+    done = import_model_file(file, choose_cache_dir(), builtin_catalog(), sha256)
+    if access.is_json:
+        print_json(done)
+    else:
+        say(f"imported {file.name}: {done['size_bytes']} bytes, sha256 {done['sha256']}")
+
+
+def _list_services(access: Access, site: SiteOption = None) -> None:
+    """List services."""
+    with access.hub_or_site(site) as api:
+        found = api.get("/api/v1/services")
+    if access.is_json:
+        print_json(found)
+        return
+    print_table(
+        "services",
+        (
+            ("SERVICE", field("name")),
+            ("MODEL", field("model")),
+            ("SITES", lambda row: row.get("sites") or "all"),
+            ("TENANTS", lambda row: row.get("tenants") or "all"),
+            ("REPLICAS", field("replicas_per_site")),
+            ("CONTEXT", field("context_tokens")),
+            ("SLOTS", field("slots")),
+        ),
+        rows_of(found, "services"),
+    )
+
+
+def _show_service(access: Access, name: ServiceName) -> None:
+    """Show one service."""
+    with access.hub() as hub:
+        print_json(hub.get(f"/api/v1/services/{name}"))
+
+
+def _create_service(
+    access: Access,
+    name: ServiceName,
+    model: Annotated[str, typer.Option("--model", help="The catalog entry that it runs.")],
+    tenants: Annotated[list[str] | None, typer.Option("--tenant", help="Who may use it; repeatable.")] = None,
+    sites: Annotated[list[str] | None, typer.Option("--site", help="Where it runs; repeatable.")] = None,
+    replicas: Annotated[int, typer.Option("--replicas", min=0, help="Engines at each of those sites.")] = 1,
+    context_tokens: Annotated[int, typer.Option("--context-tokens", min=1, help="Context of one request.")] = 4096,
+    slots: Annotated[int, typer.Option("--slots", min=1, help="Requests that an engine serves at a time.")] = 4,
+) -> None:
+    """Create a service."""
+    from madang.core import Rejected
+    from madang.runtime.admin_client import NotFound
+
+    body = {
+        "name": name,
+        "model": model,
+        "tenants": tenants or [],
+        "sites": sites or [],
+        "replicas_per_site": replicas,
+        "context_tokens": context_tokens,
+        "slots": slots,
+    }
+    with access.hub() as hub:
+        try:
+            hub.get(f"/api/v1/services/{name}")
+        except NotFound:
+            made = hub.call("PUT", f"/api/v1/services/{name}", body)
+        else:
+            raise Rejected(f"service {name} exists", next_step="change it with: madang service apply -f FILE")
+    if access.is_json:
+        print_json(made)
+    else:
+        say(f"service {name} created; its engines start at the sites: madang service list, madang status")
+
+
+def _apply_services(access: Access, file: File) -> None:
+    """Create or replace the services of a file ([[service]] tables in TOML, or JSON)."""
+    from madang.cli.values import read_facts
+    from madang.model import Service
+
+    services = read_facts(file, "service", Service)
+    with access.hub() as hub:
+        for service in services:
+            hub.call("PUT", f"/api/v1/services/{service.name}", service)
+    if access.is_json:
+        print_json(services)
+    else:
+        say(f"applied: {', '.join(service.name for service in services)}")
+
+
+def _delete_service(access: Access, name: ServiceName) -> None:
+    """Delete a service; its engines are drained and stopped."""
+    with access.hub() as hub:
+        hub.call("DELETE", f"/api/v1/services/{name}")
+    say(f"service {name} deleted")

@@ -1,0 +1,190 @@
+"""`madang site …`, `node …` and `chip …`: the boxes. Owns nothing; calls the hub's API, or a site's own."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from madang.cli.access import Access, SiteOption, command, rows_of
+from madang.cli.terminal import field, print_json, print_table, render_bytes, render_duration, say
+from madang.core import Rejected
+
+Site = Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")]
+Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's name; madang node list shows it.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands; `run` of each noun is added by `madang.cli.programs` beforehand."""
+    groups = {info.name: info.typer_instance for info in app.registered_groups}
+    sites, nodes = groups["site"], groups["node"]
+    assert sites is not None
+    assert nodes is not None
+    command(sites, "list")(_list_sites)
+    command(sites, "show")(_show_site)
+    command(sites, "add")(_add_site)
+    for verb, done in (
+        ("revoke", "revoked: its link is refused from now on; it keeps serving locally"),
+        ("resync", "is sent its whole desired state"),
+        ("cordon", "cordoned: it gets no new placements"),
+        ("uncordon", "takes placements again"),
+    ):
+        command(sites, verb)(_site_verb(verb, done))
+    command(nodes, "list")(_list_nodes)
+    for verb, done in (
+        ("cordon", "cordoned: it gets no new replicas"),
+        ("uncordon", "takes replicas again"),
+        ("drain", "drains: its replicas finish what they serve, then stop"),
+    ):
+        command(nodes, verb)(_node_verb(verb, done))
+    chips = typer.Typer(no_args_is_help=True, help="Accelerators.", rich_markup_mode=None)
+    app.add_typer(chips, name="chip")
+    command(chips, "list")(_list_chips)
+
+
+def _list_sites(access: Access) -> None:
+    """List sites as the hub sees them."""
+    with access.hub() as hub:
+        found = hub.get("/api/v1/status")
+    if access.is_json:
+        print_json({"sites": found["sites"]})
+    else:
+        print_sites(found["sites"])
+
+
+def print_sites(rows: list[dict[str, Any]]) -> None:
+    """Print the hub's view of sites as a table."""
+    print_table(
+        "sites",
+        (
+            ("SITE", field("name")),
+            ("REGION", field("region")),
+            ("STATE", field("state")),
+            ("HEARD", lambda row: render_duration(row.get("heartbeat_age_s"))),
+            ("GENERATION", lambda row: f"{row.get('applied_generation')} of {row.get('desired_generation')}"),
+            ("IN SYNC", field("in_sync")),
+            ("UNSENT", field("outbox_depth")),
+            ("OLDEST", lambda row: render_duration(row.get("oldest_unsent_age_s"))),
+            ("URL", field("tenant_url")),
+        ),
+        rows,
+    )
+
+
+def _show_site(access: Access, name: Site) -> None:
+    """Show one site."""
+    with access.hub() as hub:
+        print_json(hub.get(f"/api/v1/sites/{name}"))
+
+
+def _add_site(
+    access: Access,
+    config_dir: Annotated[
+        Path, typer.Option("--config-dir", help="Holds the new site's site.toml; its credentials are put there.")
+    ],
+) -> None:
+    """Enrol a site at the hub, from the machine that it runs on."""
+    from madang.cli.site_all import enrol
+
+    with access.hub() as hub:
+        settings = enrol(config_dir, hub)
+    say(f"site {settings.name} enrolled; start it with: madang site run --all --config-dir {config_dir}")
+
+
+def _site_verb(verb: str, done: str) -> Any:
+    def run(access: Access, name: Site) -> None:
+        with access.hub() as hub:
+            answer = hub.call("POST", f"/api/v1/sites/{name}/{verb}")
+        if access.is_json:
+            print_json(answer)
+        else:
+            say(f"site {name} {done}")
+
+    run.__doc__ = f"{verb.capitalize()} a site."
+    return run
+
+
+def _list_nodes(access: Access, site: SiteOption = None) -> None:
+    """List nodes."""
+    with access.hub_or_site(site) as api:
+        found = api.get("/api/v1/nodes")
+    if access.is_json:
+        print_json(found)
+        return
+    print_table(
+        "nodes",
+        (
+            ("NODE", lambda row: row.get("node") or row.get("name")),
+            ("SITE", lambda row: row.get("site") or site),
+            ("STATE", field("state")),
+            ("CORDONED", field("is_cordoned")),
+            ("CHIPS", lambda row: _count(row.get("chips"))),
+            ("REPLICAS", lambda row: _count(row.get("replicas"))),
+            ("SEEN", _seen),
+        ),
+        rows_of(found, "nodes"),
+    )
+
+
+def _count(value: object) -> object:
+    return len(value) if isinstance(value, list) else value
+
+
+def _seen(row: Any) -> str:
+    return render_duration(row.get("observed_age_s", row.get("age_s")))
+
+
+def _node_verb(verb: str, done: str) -> Any:
+    def run(access: Access, name: Node, site: SiteOption = None) -> None:
+        where = site or _site_of_node(access, name)
+        with access.site(where) as api:
+            answer = api.call("POST", f"/api/v1/nodes/{name}/{verb}")
+        if access.is_json:
+            print_json(answer)
+        else:
+            say(f"node {name} of {where} {done}")
+
+    run.__doc__ = f"{verb.capitalize()} a node."
+    return run
+
+
+def _site_of_node(access: Access, name: str) -> str:
+    with access.hub() as hub:
+        rows = rows_of(hub.get("/api/v1/nodes"), "nodes")
+    sites = {row["site"] for row in rows if name in (row.get("node"), row.get("name"))}
+    if len(sites) != 1:
+        raise Rejected(
+            f"node {name!r} is {'not known to the hub' if not sites else 'a name at several sites'}",
+            next_step=f"name its site: madang node … {name} --site SITE",
+        )
+    return str(sites.pop())
+
+
+def _list_chips(access: Access, site: SiteOption = None) -> None:
+    """List chips with their newest readings."""
+    with access.hub_or_site(site) as api:
+        found = api.get("/api/v1/chips")
+    if access.is_json:
+        print_json(found)
+        return
+    print_table(
+        "chips",
+        (
+            ("CHIP", field("chip_id")),
+            ("SITE", lambda row: row.get("site") or site),
+            ("NODE", field("node")),
+            ("KIND", field("kind")),
+            ("MODEL", field("model")),
+            ("HEALTH", field("health")),
+            ("MEMORY", lambda row: render_bytes(row.get("memory_bytes"))),
+            ("FREE", lambda row: render_bytes(row.get("memory_free_bytes"))),
+            ("USE", lambda row: _percent(row.get("utilisation"))),
+            ("°C", field("temperature_c")),
+            ("W", field("power_w")),
+            ("SIMULATED", field("is_simulated")),
+        ),
+        rows_of(found, "chips"),
+    )
+
+
+def _percent(value: object) -> str | None:
+    return f"{value:.0%}" if isinstance(value, int | float) else None

@@ -1,0 +1,126 @@
+"""What people and programs read: tables, JSON, one-line outcomes on standard output; errors on standard error.
+
+Owns the look. Refuses to know where values come from. Called by every command. Rich is loaded only when something
+is printed as a table, so that `madang --help` stays quick.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from madang.core import MadangError
+
+_PLAIN_WIDTH = 240
+"""Width of tables that no terminal bounds, such as in a pipe."""
+
+Row = Mapping[str, Any]
+Column = tuple[str, Callable[[Row], object]]
+_STATE_COLOURS = {
+    "ready": "green",
+    "connected": "green",
+    "ok": "green",
+    "running": "green",
+    "stale": "yellow",
+    "hole": "yellow",
+    "degraded": "yellow",
+    "backoff": "yellow",
+    "unreachable": "red",
+    "disconnected": "red",
+    "never_seen": "red",
+    "cut": "red",
+    "failed": "red",
+    "down": "red",
+    "revoked": "red",
+}
+
+
+def field(name: str) -> Callable[[Row], object]:
+    """Return a getter of one field; a missing one is empty."""
+    return lambda row: row.get(name)
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON that people can read too."""
+    plain = msgspec.to_builtins(value, enc_hook=str)
+    print(json.dumps(plain, indent=2, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[Column], rows: Iterable[Row]) -> None:
+    """Print rows as a table, coloured on a terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for header, _ in columns:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        cells = [render(value(row)) for _, value in columns]
+        table.add_row(*(Text(cell, style=_STATE_COLOURS.get(cell, "")) for cell in cells))
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print(f"{title or 'result'}: none")
+
+
+def render(value: object) -> str:
+    """Return a cell's text: nothing is a dash, truth is yes or no, lists are joined."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(render(item) for item in value) or "-"
+    return str(value)
+
+
+def render_bytes(value: object) -> str:
+    """Return a size with a unit that fits it."""
+    if not isinstance(value, int | float):
+        return "-"
+    size = float(value)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def render_duration(value: object) -> str:
+    """Return seconds as the two largest units that matter."""
+    if not isinstance(value, int | float) or value < 0:
+        return "-"
+    seconds = round(value)
+    for size, unit, smaller_size, smaller_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= size:
+            return f"{seconds // size}{unit}{seconds % size // smaller_size}{smaller_unit}"
+    return f"{value:.1f}s" if value < 10 else f"{seconds}s"
+
+
+def render_residency(value: object) -> str:
+    """Return `site:daegu`, as `--residency` takes it."""
+    if not isinstance(value, Mapping):
+        return "-"
+    text = ":".join(filter(None, (str(value.get("scope", "?")), ",".join(value.get("places") or ()))))
+    return f"{text} (transit granted)" if value.get("is_transit_granted") else text
+
+
+def say(text: str) -> None:
+    """Print one line of outcome."""
+    print(text)
+
+
+def print_error(error: MadangError) -> None:
+    """Print what failed, where and what was expected, and the next step, on standard error."""
+    is_coloured = sys.stderr.isatty()
+    head = "\x1b[1;31merror:\x1b[0m" if is_coloured else "error:"
+    print(f"{head} {error.message}", file=sys.stderr)
+    if error.next_step:
+        print(f"  try: {error.next_step}", file=sys.stderr)

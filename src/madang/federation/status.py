@@ -1,0 +1,173 @@
+"""What runs, how it fares and what it costs in memory, gathered from outside.
+
+Owns the gathering. Refuses to judge and to change anything. Called by `madang status`.
+"""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from madang.core import MadangError
+from madang.federation.layout import Layout, SiteLayout
+from madang.federation.relay import send_command
+from madang.federation.relay_settings import LinkMode, WanCommand
+from madang.federation.running import marker
+from madang.federation.state import Credentials
+from madang.runtime.admin_client import AdminClient
+from madang.runtime.leftovers import find_marked, read_record
+from madang.runtime.process import ProcessRef, is_alive
+
+
+class ProcessView(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of the federation.
+
+    Attributes:
+        state: `running` or `down`.
+        pss_bytes: proportional set size: shared pages are counted once over all who share them.
+    """
+
+    name: str
+    state: str
+    pid: int = 0
+    since_s: float = 0.0
+    restarts: int = 0
+    last_exit: str = ""
+    note: str = ""
+    pss_bytes: int | None = None
+
+
+class FederationStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that `madang status` shows; `sites` and `ledger` are the hub's words.
+
+    Attributes:
+        is_running: the supervisor lives.
+        hub_error: why the hub did not say anything; empty when it did.
+        local: each site's own view of itself, by name, None where it does not answer.
+        wan: the relay's modes by site, empty when it does not answer.
+    """
+
+    state_dir: str
+    is_running: bool
+    hub_error: str
+    sites: list[dict[str, Any]]
+    ledger: dict[str, Any]
+    local: dict[str, dict[str, Any] | None]
+    wan: dict[str, LinkMode]
+    processes: tuple[ProcessView, ...]
+    pss_bytes: int
+
+
+def gather_status(layout: Layout, credentials: Credentials) -> FederationStatus:
+    """Return the status of the federation; what does not answer is left empty, not an error."""
+    record = read_record(layout.record_path)
+    is_running = record is not None and is_alive(record.supervisor)
+    hub_error, hub = _ask(layout.hub_url, credentials.admin_token, "the hub") if is_running else ("is down", None)
+    processes = _view_processes(layout)
+    wan: dict[str, LinkMode] = {}
+    if is_running:
+        with contextlib.suppress(MadangError):
+            wan = send_command(layout.run_dir, WanCommand(verb="status")).modes
+    local: dict[str, dict[str, Any] | None] = {}
+    if is_running:
+        local = {site.name: _ask_site(site, credentials) for site in layout.sites}
+    return FederationStatus(
+        state_dir=str(layout.state_dir),
+        is_running=is_running,
+        hub_error=hub_error,
+        sites=hub["sites"] if hub else _sites_without_hub(layout, local),
+        ledger=hub.get("ledger", {}) if hub else {},
+        local=local,
+        wan=wan,
+        processes=processes,
+        pss_bytes=sum(process.pss_bytes or 0 for process in processes),
+    )
+
+
+def _ask(url: str, token: str, name: str) -> tuple[str, Any]:
+    try:
+        with AdminClient(url, token, name=name) as api:
+            return "", api.get("/api/v1/status")
+    except MadangError as error:
+        return error.message, None
+
+
+def _ask_site(site: SiteLayout, credentials: Credentials) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = _ask(site.admin_url, credentials.token_of(site.name), f"site {site.name}")[1]
+    return found
+
+
+def _sites_without_hub(layout: Layout, local: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """Return what the sites say of themselves, in the hub's columns as far as they go."""
+    rows: list[dict[str, Any]] = []
+    for site in layout.sites:
+        own = local.get(site.name)
+        rows.append(
+            {
+                "name": site.name,
+                "region": site.region,
+                "is_entry_only": site.is_entry_only,
+                "state": "unknown" if own else "down",
+                "applied_generation": own and own.get("applied_generation"),
+                "outbox_depth": own and own.get("outbox_depth"),
+                "oldest_unsent_age_s": own and own.get("oldest_unsent_age_s"),
+                "tenant_url": site.tenant_url,
+            }
+        )
+    return rows
+
+
+def _view_processes(layout: Layout) -> tuple[ProcessView, ...]:
+    record = read_record(layout.record_path)
+    views: list[ProcessView] = []
+    known: set[int] = set()
+    if record is not None:
+        known.add(record.supervisor.pid)
+        views.append(_view("supervisor", record.supervisor))
+        for process in record.processes:
+            view = _view(process.name, process.ref)
+            known.add(view.pid)
+            views.append(
+                msgspec.structs.replace(
+                    view,
+                    since_s=process.since_s,
+                    restarts=process.restarts,
+                    last_exit=process.last_exit,
+                    note=process.note,
+                )
+            )
+    # Engines and their shims are not supervised: nodes adopt them. They carry the marker.
+    others = [ref for ref in find_marked(marker(layout)) if ref.pid not in known]
+    views += [_view(_name_of(layout, ref), ref) for ref in others]
+    return tuple(views)
+
+
+def _view(name: str, ref: ProcessRef | None) -> ProcessView:
+    if ref is None or not is_alive(ref):
+        return ProcessView(name=name, state="down")
+    return ProcessView(name=name, state="running", pid=ref.pid, pss_bytes=read_pss_bytes(ref.pid))
+
+
+def _name_of(layout: Layout, ref: ProcessRef) -> str:
+    """Return `gumi-engine (shim)` or the like for a process that no record names."""
+    try:
+        words = Path(f"/proc/{ref.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        words = []
+    text = " ".join(words)
+    site = next((site.name for site in layout.sites if f"{site.folder}/" in text), "")
+    program = next((word for word in words if word.startswith("madang.")), words[0] if words else "?")
+    return f"{site or '?'}-engine ({program})"
+
+
+def read_pss_bytes(pid: int) -> int | None:
+    """Return the proportional set size of a process, or None when it cannot be read."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return None

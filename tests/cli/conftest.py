@@ -1,0 +1,35 @@
+"""A fake hub, and the command line run in this process against it."""
+
+import pytest
+from tests.cli.fake_hub import FakeHub
+from typer.testing import CliRunner
+
+from madang.cli.main import app
+
+
+@pytest.fixture
+def hub():
+    fake = FakeHub()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def madang(tmp_path):
+    """Run the command with nothing of the caller's environment."""
+
+    def run(*words, env=None):
+        clean = {"MADANG_HUB_URL": None, "MADANG_ADMIN_TOKEN": None, "MADANG_STATE": str(tmp_path / "state")}
+        return CliRunner().invoke(app, words, env={**clean, **(env or {})}, prog_name="madang")
+
+    return run
+
+
+@pytest.fixture
+def ask(madang, hub):
+    """Run the command against the fake hub."""
+
+    def run(*words):
+        return madang(*words, env={"MADANG_HUB_URL": hub.url, "MADANG_ADMIN_TOKEN": hub.token})
+
+    return run
