@@ -99,6 +99,11 @@ def test_a_listing_is_a_table_or_the_apis_own_json(hub, ask, words):
     assert found == ({"sites": STATUS["sites"]} if words == ("site", "list") else answer)
 
 
+def test_a_listing_that_the_api_answers_bare_reads_alike(hub, ask):
+    hub.answers["GET", "/api/v1/tenants"] = (200, [CLINIC])
+    assert json.loads(ask("tenant", "list", "--json").stdout) == {"tenants": [CLINIC]}
+
+
 def test_an_empty_listing_says_so(hub, ask):
     hub.answers["GET", "/api/v1/tenants"] = (200, {"tenants": []})
     assert ask("tenant", "list").stdout == "tenants: none\n"

@@ -137,6 +137,6 @@ def with_access(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def rows_of(found: Any, name: str) -> list[dict[str, Any]]:
-    """Return the rows of a listing that the API wraps in an object under `name`."""
-    rows: list[dict[str, Any]] = found[name]
+    """Return the rows of a listing, which an API answers bare or in an object under `name`."""
+    rows: list[dict[str, Any]] = found if isinstance(found, list) else found[name]
     return rows

@@ -34,9 +34,9 @@ def register(app: typer.Typer) -> None:
 def _list_models(access: Access) -> None:
     """List models."""
     with access.hub() as hub:
-        found = hub.get("/api/v1/models")
+        rows = rows_of(hub.get("/api/v1/models"), "models")
     if access.is_json:
-        print_json(found)
+        print_json({"models": rows})
         return
     print_table(
         "models",
@@ -49,7 +49,7 @@ def _list_models(access: Access) -> None:
             ("CHIPS", lambda row: sorted({kind for one in row.get("artifacts", ()) for kind in one["chip_kinds"]})),
             ("LICENCE", field("licence")),
         ),
-        rows_of(found, "models"),
+        rows,
     )
 
 
@@ -108,9 +108,9 @@ def _import_file(
 def _list_services(access: Access, site: SiteOption = None) -> None:
     """List services."""
     with access.hub_or_site(site) as api:
-        found = api.get("/api/v1/services")
+        rows = rows_of(api.get("/api/v1/services"), "services")
     if access.is_json:
-        print_json(found)
+        print_json({"services": rows})
         return
     print_table(
         "services",
@@ -123,7 +123,7 @@ def _list_services(access: Access, site: SiteOption = None) -> None:
             ("CONTEXT", field("context_tokens")),
             ("SLOTS", field("slots")),
         ),
-        rows_of(found, "services"),
+        rows,
     )
 
 

@@ -106,9 +106,9 @@ def _site_verb(verb: str, done: str) -> Any:
 def _list_nodes(access: Access, site: SiteOption = None) -> None:
     """List nodes."""
     with access.hub_or_site(site) as api:
-        found = api.get("/api/v1/nodes")
+        rows = rows_of(api.get("/api/v1/nodes"), "nodes")
     if access.is_json:
-        print_json(found)
+        print_json({"nodes": rows})
         return
     print_table(
         "nodes",
@@ -121,7 +121,7 @@ def _list_nodes(access: Access, site: SiteOption = None) -> None:
             ("REPLICAS", lambda row: _count(row.get("replicas"))),
             ("SEEN", _seen),
         ),
-        rows_of(found, "nodes"),
+        rows,
     )
 
 
@@ -162,9 +162,9 @@ def _site_of_node(access: Access, name: str) -> str:
 def _list_chips(access: Access, site: SiteOption = None) -> None:
     """List chips with their newest readings."""
     with access.hub_or_site(site) as api:
-        found = api.get("/api/v1/chips")
+        rows = rows_of(api.get("/api/v1/chips"), "chips")
     if access.is_json:
-        print_json(found)
+        print_json({"chips": rows})
         return
     print_table(
         "chips",
@@ -182,7 +182,7 @@ def _list_chips(access: Access, site: SiteOption = None) -> None:
             ("W", field("power_w")),
             ("SIMULATED", field("is_simulated")),
         ),
-        rows_of(found, "chips"),
+        rows,
     )
 
 

@@ -78,9 +78,9 @@ def _create_tenant(
 def _list_tenants(access: Access) -> None:
     """List tenants."""
     with access.hub() as hub:
-        found = hub.get("/api/v1/tenants")
+        rows = rows_of(hub.get("/api/v1/tenants"), "tenants")
     if access.is_json:
-        print_json(found)
+        print_json({"tenants": rows})
         return
     print_table(
         "tenants",
@@ -90,7 +90,7 @@ def _list_tenants(access: Access) -> None:
             ("RESIDENCY", lambda row: render_residency(row.get("residency"))),
             ("DATA", field("data_class")),
         ),
-        rows_of(found, "tenants"),
+        rows,
     )
 
 

@@ -105,9 +105,9 @@ def _list_events(
     from madang.cli.values import render_instant
 
     with access.hub() as hub:
-        found = hub.get("/api/v1/usage/events", {"limit": limit})
+        rows = rows_of(hub.get("/api/v1/usage/events", {"limit": limit}), "events")
     if access.is_json:
-        print_json(found)
+        print_json({"events": rows})
         return
     print_table(
         "events",
@@ -122,5 +122,5 @@ def _list_events(
             ("COMPLETION", field("completion_tokens")),
             ("SECONDS", field("duration_s")),
         ),
-        rows_of(found, "events"),
+        rows,
     )
