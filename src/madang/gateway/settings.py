@@ -20,6 +20,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         head_timeout_s, body_timeout_s, idle_timeout_s: limits of each phase of a connection.
         connect_timeout_s, first_byte_timeout_s, stall_timeout_s: limits towards an engine.
         connections_max: connections per worker; over it the newest is refused.
+        drain_timeout_s: how long a worker that was told to stop waits for the requests in progress.
     """
 
     site: str
@@ -40,3 +41,4 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     first_byte_timeout_s: float = 120.0
     stall_timeout_s: float = 60.0
     connections_max: int = 20_000
+    drain_timeout_s: float = 10.0

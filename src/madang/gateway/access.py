@@ -1,0 +1,108 @@
+"""Who is asking and whether this site may hear the question: from headers and the snapshot alone.
+
+Owns authentication by key and residency at the entry. Refuses to see a body: both are settled before a byte of it
+is parsed. Pure but for its arguments; the tenants' port calls it first of all.
+"""
+
+import hashlib
+import re
+
+import msgspec
+
+from madang.core import KeyId, TenantId
+from madang.gateway.feed import Desired
+from madang.model import DataClass, Residency, ResidencyScope
+from madang.policy.residency import allowed_sites, is_allowed
+from madang.policy.routing import legal_sites
+from madang.wire.openai import ApiError, ErrorCode
+
+_BEARER = re.compile(rb"(?i:bearer) +(\S+)\Z")
+_KEY = re.compile(rb"mdg_[a-z0-9](?:[a-z0-9_.-]{0,62})_[A-Za-z0-9_-]{43}\Z")
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant's key that was accepted here.
+
+    Attributes:
+        is_transit: this site may only pass the request on, unread.
+    """
+
+    key_id: KeyId
+    tenant_id: TenantId
+    residency: Residency
+    data_class: DataClass
+    is_transit: bool = False
+
+
+def authenticate(desired: Desired, authorization: bytes | None, now_s: float) -> Caller:
+    """Return who asks; raises ApiError 401 for a key that opens nothing and 403 where its data may not go.
+
+    Args:
+        desired: the site's snapshot.
+        authorization: value of the Authorization field.
+        now_s: wall time.
+    """
+    if authorization is None:
+        raise _invalid("no API key: send 'Authorization: Bearer mdg_…'")
+    match = _BEARER.match(authorization)
+    if match is None:
+        raise _invalid("the Authorization field is not 'Bearer' and a key")
+    if not _KEY.match(match[1]):
+        raise _invalid("the API key is malformed: keys look like mdg_<key id>_<43 characters>")
+    # The digest is of a secret of 256 bits, so a look-up by it tells nothing by its timing.
+    key = desired.keys_by_sha256.get(hashlib.sha256(match[1]).digest())
+    if key is None:
+        raise _invalid("the API key is not known at this site")
+    if key.is_revoked:
+        raise _invalid(f"the API key {key.key_id} was revoked")
+    if key.expires_at_s is not None and now_s >= key.expires_at_s:
+        raise _invalid(f"the API key {key.key_id} has expired")
+    tenant = desired.tenants.get(key.tenant_id)
+    data_class = DataClass.SENSITIVE if tenant is None else tenant.data_class
+    residency = key.residency if tenant is None else _narrower(desired, key.residency, tenant.residency)
+    is_legal = desired.site is not None and is_allowed(residency, desired.site)
+    if not is_legal and not residency.is_transit_granted:
+        raise residency_error(desired, residency)
+    return Caller(
+        key_id=key.key_id,
+        tenant_id=key.tenant_id,
+        residency=residency,
+        data_class=data_class,
+        is_transit=not is_legal,
+    )
+
+
+def _narrower(desired: Desired, first: Residency, second: Residency) -> Residency:
+    """Return what both allow. They differ only while a change is on its way; until then the stricter one holds."""
+    if first == second:
+        return first
+    places = allowed_sites(first, desired.sites.values()) & allowed_sites(second, desired.sites.values())
+    return Residency(
+        scope=ResidencyScope.SITES,
+        places=tuple(sorted(places)),
+        is_transit_granted=first.is_transit_granted and second.is_transit_granted,
+    )
+
+
+def residency_error(desired: Desired, residency: Residency) -> ApiError:
+    """Return the 403 that says where the tenant may go instead."""
+    sites = [
+        {"name": site.name, "url": site.tenant_url}
+        for site in legal_sites(residency, desired.sites.values())
+        if site.tenant_url
+    ]
+    where = ", ".join(f"{site['name']} {site['url']}" for site in sites) or "no site of this federation"
+    return ApiError(
+        ErrorCode.RESIDENCY_VIOLATION,
+        f"the tenant's residency ({describe(residency)}) forbids site {desired.site_name}; allowed: {where}",
+        details={"sites": sites},
+    )
+
+
+def describe(residency: Residency) -> str:
+    """Return a residency as people read it."""
+    return f"{residency.scope} {' '.join(residency.places)}".strip()
+
+
+def _invalid(message: str) -> ApiError:
+    return ApiError(ErrorCode.INVALID_KEY, message)

@@ -1,0 +1,273 @@
+"""A gateway worker as a program: its parts put together, its sockets, its end.
+
+Owns start and stop. Refuses to decide anything about requests. `python -m madang.gateway` and `madang gateway run`
+call `main`. The supervisor holds the listening sockets and hands them down by number, so that a worker that dies
+drops no connection that waits to be accepted; without a supervisor the worker binds for itself.
+"""
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from madang.core import Clock, Entropy, MadangError, Rejected, Unavailable
+from madang.gateway.admin_port import AdminPort
+from madang.gateway.feed import FeedWatcher
+from madang.gateway.http1 import Handler, Limits, Port
+from madang.gateway.inflight import InFlightTable
+from madang.gateway.metrics import Meter
+from madang.gateway.peer_port import PeerPort
+from madang.gateway.relay import Relay
+from madang.gateway.settings import GatewaySettings
+from madang.gateway.tenant_port import TenantPort
+from madang.gateway.upstream import UpstreamPool
+from madang.gateway.usage_log import Disk, UsageLog
+from madang.runtime.clock import SystemClock, SystemEntropy
+from madang.runtime.settings import load_settings
+from madang.runtime.telemetry import EventLog
+
+LISTEN_FDS = "MADANG_LISTEN_FDS"
+BACKLOG = 4096
+OTHERS_PERIOD_S = 1.0
+"""How often other workers' in-flight files are looked for."""
+SNAPSHOT_PATIENCE_S = 30.0
+"""After so long without a snapshot the log says so; the worker goes on waiting and refusing."""
+
+
+class GatewayWorker:
+    """One worker; `start`, then `stop`."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        worker: int,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        log: EventLog,
+        tasks: asyncio.TaskGroup,
+        sockets: Mapping[str, socket.socket] | None = None,
+        disk: Disk | None = None,
+    ) -> None:
+        """Put the parts together; nothing is opened yet but the files that are this worker's own.
+
+        Args:
+            settings: of the site's gateway.
+            worker: number of this worker, from 0.
+            clock: time.
+            entropy: chance.
+            log: where events go.
+            tasks: parent of every task.
+            sockets: listening sockets by name (`tenant`, `peer`, `admin`); what is missing is bound here.
+            disk: what reaches the disk under the usage log.
+        """
+        self._settings = settings
+        self._worker = worker
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._sockets = dict(sockets or {})
+        self._servers: list[asyncio.Server] = []
+        self._is_stopping = False
+        self._timers: list[asyncio.TimerHandle] = []
+        for folder in (settings.feed_dir, settings.usage_dir):
+            _make_folder(folder)
+        self.meter = Meter()
+        self.feed = FeedWatcher(settings.feed_dir, self._loop, clock, log)
+        self.usage = UsageLog(
+            settings.usage_dir,
+            worker,
+            entropy.token_bytes(6).hex(),
+            call_soon=self._loop.call_soon_threadsafe,
+            clock=clock,
+            observe_commit=self.meter.commit.observe,
+            disk=disk,
+        )
+        self._inflight = InFlightTable(settings.feed_dir, worker)
+
+        def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+            return tasks.create_task(work)
+
+        self._pool = UpstreamPool(self._loop, spawn, self.meter, settings.connect_timeout_s)
+        self.relay = Relay(
+            settings=settings,
+            loop=self._loop,
+            clock=clock,
+            entropy=entropy,
+            feed=self.feed,
+            pool=self._pool,
+            inflight=self._inflight,
+            usage=self.usage,
+            meter=self.meter,
+            log=log,
+        )
+        limits = Limits.from_settings(settings)
+
+        def make_port(handler: Handler) -> Port:
+            return Port(self._loop, clock, handler, limits, self.meter.count_reject)
+
+        self._admin = AdminPort(self.feed, self.usage, self.meter, lambda: self._is_stopping)
+        self.ports = {
+            "tenant": make_port(TenantPort(self.relay)),
+            "peer": make_port(PeerPort(self.relay)),
+            "admin": make_port(self._admin),
+        }
+
+    async def start(self) -> None:
+        """Listen on all three ports; raises Unavailable naming a port that cannot be had."""
+        settings = self._settings
+        self.usage.start()
+        self.feed.start()
+        self._look_for_others()
+        self._timers.append(self._loop.call_later(SNAPSHOT_PATIENCE_S, self._note_no_snapshot))
+        for name, port in (
+            ("tenant", settings.port),
+            ("peer", settings.peer_port),
+            ("admin", settings.admin_port + self._worker),
+        ):
+            self._servers.append(await self._listen(name, port))
+        self._log.info("gateway_worker_started", port=settings.port, peer_port=settings.peer_port)
+
+    async def stop(self) -> None:
+        """Accept nothing new, finish what is in progress, write down what was used."""
+        self._is_stopping = True
+        for server in self._servers:
+            server.close()
+        for port in self.ports.values():
+            port.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_timeout_s):
+                for port in self.ports.values():
+                    await port.wait_empty()
+        left = sum(port.connections for port in self.ports.values())
+        for port in self.ports.values():
+            port.abort()
+        await asyncio.sleep(0)  # lets the aborted connections tell their journeys, which write down what was used
+        self._pool.close()
+        self.feed.stop()
+        for timer in self._timers:
+            timer.cancel()
+        self.usage.stop()
+        self._inflight.close()
+        self._log.info("gateway_worker_stopped", connections_cut=left)
+
+    async def _listen(self, name: str, port: int) -> asyncio.Server:
+        factory = self.ports[name].connect
+        held = self._sockets.get(name)
+        try:
+            if held is not None:
+                return await self._loop.create_server(factory, sock=held, backlog=BACKLOG)
+            host = self._settings.listen_host
+            return await self._loop.create_server(factory, host, port, reuse_port=True, backlog=BACKLOG)
+        except OSError as error:
+            raise Unavailable(
+                f"cannot listen on {self._settings.listen_host}:{port} (the {name} port): {error.strerror}",
+                next_step="free the port or choose another in the gateway's settings",
+            ) from error
+
+    def _look_for_others(self) -> None:
+        self._inflight.refresh()
+        self.meter.connections = self.ports["tenant"].connections
+        self._timers = [timer for timer in self._timers if not timer.cancelled() and timer.when() > self._loop.time()]
+        self._timers.append(self._loop.call_later(OTHERS_PERIOD_S, self._look_for_others))
+
+    def _note_no_snapshot(self) -> None:
+        if not self.feed.is_ready:
+            self._log.error("gateway_has_no_snapshot", folder=str(self._settings.feed_dir))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(f"cannot create {folder}: {error.strerror}") from error
+
+
+def inherited_sockets(environ: Mapping[str, str]) -> dict[str, socket.socket]:
+    """Return the listening sockets that the supervisor handed down.
+
+    Raises:
+        Rejected: the variable is not `name=number` pairs, or a number is no listening socket.
+    """
+    found: dict[str, socket.socket] = {}
+    for pair in filter(None, environ.get(LISTEN_FDS, "").split(",")):
+        name, _, number = pair.partition("=")
+        if name not in ("tenant", "peer", "admin") or not number.isdigit():
+            raise Rejected(f"environment variable {LISTEN_FDS}: expected tenant=3,peer=4, found {pair!r}")
+        try:
+            held = socket.socket(fileno=int(number))
+        except OSError as error:
+            raise Rejected(f"environment variable {LISTEN_FDS}: {pair!r} is no socket: {error.strerror}") from error
+        held.setblocking(False)
+        found[name] = held
+    return found
+
+
+def raise_file_limit(wanted: int, log: EventLog) -> None:
+    """Raise the soft limit of open files as far as allowed, and say what is missing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted_or_hard = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if wanted_or_hard > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted_or_hard, hard))
+    if wanted_or_hard < wanted:
+        log.warning("gateway_file_limit_low", wanted=wanted, allowed=wanted_or_hard)
+
+
+async def _serve(settings: GatewaySettings, worker: int, log: EventLog, clock: Clock) -> None:
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    loop.set_exception_handler(lambda _loop, context: _note_bug(log, context))
+    async with asyncio.TaskGroup() as tasks:
+        gateway = GatewayWorker(
+            settings,
+            worker,
+            clock=clock,
+            entropy=SystemEntropy(),
+            log=log,
+            tasks=tasks,
+            sockets=inherited_sockets(os.environ),
+        )
+        await gateway.start()
+        await stopped.wait()
+        await gateway.stop()
+
+
+def _note_bug(log: EventLog, context: dict[str, Any]) -> None:
+    """Say where a callback broke; its connection is closed by the loop, the others are not touched."""
+    error = context.get("exception")
+    where = "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else ""
+    log.error("gateway_bug", message=context.get("message", ""), traceback=where[-4000:])
+
+
+def main(config: Path, worker: int = 0) -> int:
+    """Run one worker until SIGTERM; returns the exit code."""
+    if not __debug__:
+        sys.stderr.write("refusing to run under -O: assertions state invariants here\n")
+        return 2
+    clock = SystemClock()
+    log = EventLog(clock, program="gateway", worker=worker)
+    try:
+        settings = load_settings(GatewaySettings, config, env_prefix="MADANG_GATEWAY_")
+        log = log.bind(site_id=settings.site)
+        raise_file_limit(settings.connections_max * 2 + 256, log)
+        uvloop.run(_serve(settings, worker, log, clock))
+    except MadangError as error:
+        log.error("gateway_failed", reason=str(error))
+        return 1
+    except ExceptionGroup as group:
+        expected, bugs = group.split(MadangError)
+        if bugs is not None:
+            raise
+        log.error("gateway_failed", reason="; ".join(str(error) for error in (expected or group).exceptions))
+        return 1
+    return 0

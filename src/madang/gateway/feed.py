@@ -1,0 +1,238 @@
+"""The gateway's view of its site: the feed files, read when they change and indexed for one look-up per request.
+
+Owns the watch on `snapshot` and `live` and the indexes over them. Refuses to change anything. A file that cannot be
+read leaves the last good version in place, said once in the log; a dead site process therefore stops nobody.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from madang.core import Clock, KeyId, Rejected, SiteId, TenantId, ns_to_s
+from madang.gateway.upstream import Target, parse_target
+from madang.model import ApiKey, CatalogEntry, ReplicaPhase, Service, Site, Task, Tenant
+from madang.policy.routing import PeerChoice
+from madang.runtime.telemetry import EventLog
+from madang.wire.bus import ServiceLoad
+from madang.wire.feed import (
+    LIVE_FILE,
+    SNAPSHOT_FILE,
+    GatewayLive,
+    GatewaySnapshot,
+    LocalReplica,
+    Peer,
+    PeerSession,
+    decode_live,
+    decode_snapshot,
+)
+
+POLL_PERIOD_S = 0.075
+FEED_BYTES_MAX = 256 * 1024 * 1024
+FEED_STALE_AFTER_S = 2.0
+"""Eight periods of the live feed: the site process is not running, which is said and changes nothing else."""
+
+T = TypeVar("T")
+
+
+class Desired:
+    """Applied desired state, indexed. Immutable once made."""
+
+    def __init__(self, snapshot: GatewaySnapshot) -> None:
+        """Index a snapshot.
+
+        Attributes:
+            site: this site, None when the snapshot does not hold it: then nothing is legal here.
+            keys_by_sha256: by raw digest.
+        """
+        self.generation = snapshot.generation
+        self.site_name: SiteId = snapshot.site
+        self.sites: dict[SiteId, Site] = {site.name: site for site in snapshot.sites}
+        self.site: Site | None = self.sites.get(snapshot.site)
+        self.keys_by_sha256: dict[bytes, ApiKey] = {bytes.fromhex(key.sha256): key for key in snapshot.keys}
+        self.keys_by_id: dict[KeyId, ApiKey] = {key.key_id: key for key in snapshot.keys}
+        self.tenants: dict[TenantId, Tenant] = {tenant.tenant_id: tenant for tenant in snapshot.tenants}
+        self.services: dict[str, Service] = {service.name: service for service in snapshot.services}
+        self.models: dict[str, CatalogEntry] = {model.name: model for model in snapshot.models}
+
+    def task_of(self, service: Service) -> Task | None:
+        """Return what a service's model does, or None when the catalog entry is not here."""
+        model = self.models.get(service.model)
+        return None if model is None else model.task
+
+
+class LivePeer(NamedTuple):
+    """A peer whose address was understood."""
+
+    peer: Peer
+    target: Target
+
+
+class LiveReplica(NamedTuple):
+    """A replica whose address was understood."""
+
+    replica: LocalReplica
+    target: Target
+
+
+class Live:
+    """Engines, peers and sessions, indexed. Immutable once made."""
+
+    def __init__(self, live: GatewayLive) -> None:
+        """Index a live feed; an entry whose address is malformed is left out, its neighbours are not.
+
+        Attributes:
+            replicas: ready ones by service.
+            sessions: peer and session by kid.
+            choices: peers by service, for routing; under the empty name, by whatever they serve.
+        """
+        self.written_ns = live.written_ns
+        self.admission_closed_reason = live.admission_closed_reason
+        self.replicas: dict[str, tuple[LiveReplica, ...]] = {}
+        self.peers: dict[SiteId, LivePeer] = {}
+        self.sessions: dict[str, tuple[SiteId, PeerSession]] = {}
+        self.choices: dict[str, tuple[PeerChoice, ...]] = {}
+        for replica in live.replicas:
+            target = _target(replica.endpoint)
+            if replica.phase is ReplicaPhase.READY and target is not None:
+                known = self.replicas.get(replica.service, ())
+                self.replicas[replica.service] = (*known, LiveReplica(replica, target))
+        for peer in live.peers:
+            target = _target(peer.url)
+            if target is None:
+                continue
+            self.peers[peer.site] = LivePeer(peer, target)
+            for session in peer.sessions:
+                self.sessions[session.kid] = peer.site, session
+            if peer.sessions:  # without one no pass can be signed
+                self._offer(peer)
+
+    def _offer(self, peer: Peer) -> None:
+        """Add a peer to the choices of each service it serves, and to those of a request that may not be read."""
+        every = ServiceLoad(service="", replicas_ready=0, slots=0, in_flight=0)
+        for load in peer.services:
+            every = ServiceLoad(
+                service="",
+                replicas_ready=every.replicas_ready + load.replicas_ready,
+                slots=every.slots + load.slots,
+                in_flight=every.in_flight + load.in_flight,
+            )
+        for load in (*peer.services, every):
+            choice = PeerChoice(peer.site, peer.digest_age_s, load.replicas_ready, load.slots, load.in_flight)
+            self.choices[load.service] = (*self.choices.get(load.service, ()), choice)
+
+
+def _target(url: str) -> Target | None:
+    try:
+        return parse_target(url)
+    except ValueError:
+        return None
+
+
+class FeedWatcher:
+    """Keeps `desired` and `live` as new as the files are."""
+
+    def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop, clock: Clock, log: EventLog) -> None:
+        """Make a watcher; `start` begins to look.
+
+        Attributes:
+            desired, live: newest good versions; None before the first.
+            on_change: called after either changed.
+        """
+        self.desired: Desired | None = None
+        self.live: Live | None = None
+        self.on_change: Callable[[], None] = lambda: None
+        self._loop = loop
+        self._clock = clock
+        self._log = log
+        self._snapshot_file = _Watched(folder / SNAPSHOT_FILE)
+        self._live_file = _Watched(folder / LIVE_FILE)
+        self._is_stale = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is anything to serve from."""
+        return self.desired is not None and self.live is not None
+
+    def age_s(self) -> float | None:
+        """Return how long ago the site process wrote `live`, in seconds."""
+        return None if self.live is None else ns_to_s(self._clock.monotonic_ns() - self.live.written_ns)
+
+    def start(self) -> None:
+        """Look now and every POLL_PERIOD_S from now on."""
+        self.poll()
+        self._timer = self._loop.call_later(POLL_PERIOD_S, self.start)
+
+    def stop(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def poll(self) -> None:
+        """Read what has changed; two stat calls when nothing has."""
+        desired = self._read(self._snapshot_file, lambda data: Desired(decode_snapshot(data)))
+        live = self._read(self._live_file, lambda data: Live(decode_live(data)))
+        if desired is not None:
+            self.desired = desired
+        if live is not None:
+            self.live = live
+        if desired is not None or live is not None:
+            self.on_change()
+        self._note_age()
+
+    def _read(self, watched: "_Watched", index: Callable[[bytes], T]) -> T | None:
+        try:
+            data = watched.read_if_changed()
+            value = None if data is None else index(data)
+        except (Rejected, OSError, ValueError) as error:
+            if not watched.is_broken:
+                watched.is_broken = True
+                self._log.error("gateway_feed_unreadable", path=str(watched.path), reason=str(error))
+            return None
+        if value is not None and watched.is_broken:
+            watched.is_broken = False
+            self._log.info("gateway_feed_readable", path=str(watched.path))
+        return value
+
+    def _note_age(self) -> None:
+        age_s = self.age_s()
+        if age_s is None or (age_s > FEED_STALE_AFTER_S) is self._is_stale:
+            return
+        self._is_stale = not self._is_stale
+        if self._is_stale:
+            self._log.warning("gateway_feed_stale", age_s=round(age_s, 1))
+        else:
+            self._log.info("gateway_feed_fresh")
+
+
+class _Watched:
+    """One file and the version of it that was read last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.is_broken = False
+        self._seen: tuple[int, int, int] | None = None
+
+    def read_if_changed(self) -> bytes | None:
+        """Return the content when the file is another one than last time; None when it is the same or missing."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return None
+        seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if seen == self._seen:
+            return None
+        self._seen = seen
+        if status.st_size > FEED_BYTES_MAX:
+            raise Rejected(f"the file has {status.st_size} bytes, over {FEED_BYTES_MAX}")
+        return self.path.read_bytes()
+
+
+def service_of(desired: Desired, name: str, tenant_id: TenantId) -> Service | None:
+    """Return the service of that name if the tenant may use it; another's service does not exist for it."""
+    service = desired.services.get(name)
+    if service is None or (service.tenants and tenant_id not in service.tenants):
+        return None
+    return service

@@ -1,0 +1,601 @@
+"""The server side of HTTP/1.1: connections, their limits in size and time, and the answers written to them.
+
+Owns sockets of clients (tenants, peers, operators) and the order of answers: one request of a connection is in
+progress at a time, and what a client sends ahead waits, bounded, unparsed. Refuses to know what a request means: a
+`Handler` is told of the head, then of the whole body. `madang.wire.http1` reads; this module keeps time.
+
+A connection's states: `head` (waiting for or inside a head), `body` (inside a body), `busy` (the answer is being
+made), `linger` (answered before the body came; what still comes is dropped, so that the answer is not lost to a
+reset), `closed`.
+"""
+
+import asyncio
+from collections.abc import Callable
+from email.utils import formatdate
+from enum import Enum
+from http import HTTPStatus
+from typing import Protocol
+
+import msgspec
+
+from madang.core import Clock
+from madang.gateway.deadline import Deadline
+from madang.gateway.settings import GatewaySettings
+from madang.wire.http1 import (
+    HEAD_END,
+    ChunkedDecoder,
+    HttpRejected,
+    RequestHead,
+    check_partial_head,
+    parse_request_head,
+)
+from madang.wire.openai import ApiError, ErrorCode, encode_error
+
+PIPELINE_BYTES_MAX = 64 * 1024
+"""What a client may send ahead of the answer it waits for, before reading from it stops."""
+EMPTY_LINES_MAX = 4
+"""RFC 9112 section 2.2 asks to ignore an empty line before a request; not any number of them."""
+LINGER_S = 2.0
+LINGER_BYTES_MAX = 64 * 1024 * 1024
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+JSON_TYPE = b"content-type: application/json\r\n"
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client may ask of a connection; see GatewaySettings for each."""
+
+    head_bytes_max: int
+    headers_max: int
+    body_bytes_max: int
+    head_timeout_s: float
+    body_timeout_s: float
+    idle_timeout_s: float
+    write_timeout_s: float
+    connections_max: int
+
+    @classmethod
+    def from_settings(cls, settings: GatewaySettings) -> "Limits":
+        """Return the limits that a gateway's settings name."""
+        return cls(
+            head_bytes_max=settings.head_bytes_max,
+            headers_max=settings.headers_max,
+            body_bytes_max=settings.body_bytes_max,
+            head_timeout_s=settings.head_timeout_s,
+            body_timeout_s=settings.body_timeout_s,
+            idle_timeout_s=settings.idle_timeout_s,
+            write_timeout_s=settings.stall_timeout_s,
+            connections_max=settings.connections_max,
+        )
+
+
+class Listener(Protocol):
+    """Who makes the answer and must hear of the client meanwhile."""
+
+    def on_gone(self) -> None:
+        """The client left before its answer was complete."""
+
+    def on_writable(self, is_writable: bool) -> None:
+        """The client's buffer is full (False) or has room again (True)."""
+
+
+class Handler(Protocol):
+    """What a port does with requests."""
+
+    def on_head(self, exchange: "Exchange") -> None:
+        """A head is complete; answer now to refuse before the body is read."""
+
+    def on_body(self, exchange: "Exchange", body: bytes) -> None:
+        """The body is complete; called once, unless the head was answered."""
+
+
+class Port:
+    """What the connections of one listening socket share."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        handler: Handler,
+        limits: Limits,
+        on_reject: Callable[[int], None],
+    ) -> None:
+        """Make a port.
+
+        Args:
+            loop: runs its connections.
+            clock: tells the date.
+            handler: is handed the requests.
+            limits: hold for each connection.
+            on_reject: told the status of each request that HTTP itself refuses.
+        """
+        self.loop = loop
+        self.handler = handler
+        self.limits = limits
+        self.on_reject = on_reject
+        self.is_draining = False
+        self._clock = clock
+        self._connections: set[ServerConnection] = set()
+        self._is_empty = asyncio.Event()
+        self._date_s = 0
+        self._date_line = b""
+
+    def connect(self) -> "ServerConnection":
+        """Return the protocol for a new connection."""
+        return ServerConnection(self)
+
+    def date_line(self) -> bytes:
+        """Return the Date field, made once a second."""
+        now_s = int(self._clock.wall_s())
+        if now_s != self._date_s:
+            self._date_s = now_s
+            self._date_line = f"date: {formatdate(now_s, usegmt=True)}\r\n".encode()
+        return self._date_line
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
+
+    def admit(self, connection: "ServerConnection") -> bool:
+        """Count a new connection; False when there are too many."""
+        self._connections.add(connection)
+        return len(self._connections) <= self.limits.connections_max
+
+    def forget(self, connection: "ServerConnection") -> None:
+        """Drop a connection that is gone."""
+        self._connections.discard(connection)
+        if self.is_draining and not self._connections:
+            self._is_empty.set()
+
+    def drain(self) -> None:
+        """Close idle connections now and the others after their answer."""
+        self.is_draining = True
+        if not self._connections:
+            self._is_empty.set()
+        for connection in tuple(self._connections):
+            connection.drain()
+
+    async def wait_empty(self) -> None:
+        """Wait until the last connection is gone, after `drain`."""
+        await self._is_empty.wait()
+
+    def abort(self) -> None:
+        """Close everything at once, at the end of the patience for a drain."""
+        for connection in tuple(self._connections):
+            connection.abort()
+
+
+class _State(Enum):
+    HEAD = 0
+    BODY = 1
+    BUSY = 2
+    LINGER = 3
+    CLOSED = 4
+
+
+_HEAD, _BODY, _BUSY, _LINGER, _CLOSED = _State
+
+
+class ServerConnection(asyncio.Protocol):
+    """One client's connection."""
+
+    __slots__ = (
+        "_body",
+        "_body_left",
+        "_buffer",
+        "_deadline",
+        "_decoder",
+        "_empty_lines",
+        "_exchange",
+        "_is_advancing",
+        "_is_head_begun",
+        "_is_read_paused",
+        "_is_write_paused",
+        "_port",
+        "_scanned",
+        "_state",
+        "_transport",
+    )
+
+    def __init__(self, port: Port) -> None:
+        self._port = port
+        self._state = _HEAD
+        self._buffer = b""
+        self._scanned = 0
+        self._empty_lines = 0
+        self._body: list[bytes] = []
+        self._body_left = 0
+        self._decoder: ChunkedDecoder | None = None
+        self._exchange: Exchange | None = None
+        self._is_head_begun = self._is_advancing = self._is_read_paused = self._is_write_paused = False
+        self._deadline = Deadline(port.loop)
+        self._transport: asyncio.Transport
+
+    # --- the loop's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the first request's clock."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        is_admitted = self._port.admit(self)
+        self._deadline.set(self._port.limits.head_timeout_s, self._on_idle)
+        if not is_admitted:
+            self._reject(ApiError(ErrorCode.OVERLOADED, "too many connections; try again", retry_after_s=1.0))
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the client."""
+        state = self._state
+        if state is _HEAD:
+            self._buffer = self._buffer + data if self._buffer else data
+            self._advance()
+        elif state is _BODY:
+            self._on_body_bytes(data)
+        elif state is _BUSY:
+            self._buffer += data
+            if len(self._buffer) > PIPELINE_BYTES_MAX:
+                self._pause_reading()
+        elif state is _LINGER:
+            self._body_left -= len(data)
+            if self._body_left < 0:
+                self.abort()
+
+    def eof_received(self) -> bool:
+        """Treat a client's end of sending as its leaving: a close cannot be told from a half close."""
+        if self._state in (_BODY, _BUSY):
+            self.abort()
+        return False
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """Tell whoever makes the answer."""
+        self._state = _CLOSED
+        self._deadline.stop()
+        self._port.forget(self)
+        exchange, self._exchange = self._exchange, None
+        self._buffer = b""
+        self._body.clear()
+        if exchange is not None:
+            exchange.leave()
+
+    def pause_writing(self) -> None:
+        """The client reads slower than we write."""
+        self._is_write_paused = True
+        self._deadline.set(self._port.limits.write_timeout_s, self.abort)
+        if self._exchange is not None:
+            self._exchange.tell_writable(False)
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._is_write_paused = False
+        if self._state in (_BUSY, _HEAD):
+            self._deadline.clear()
+        if self._exchange is not None:
+            self._exchange.tell_writable(True)
+        elif self._state is _HEAD:
+            self._deadline.set(self._port.limits.idle_timeout_s, self._on_idle)
+            self._advance()
+
+    # --- reading
+
+    def _advance(self) -> None:
+        """Begin requests from the buffer as long as the one before is answered."""
+        if self._is_advancing:
+            return
+        self._is_advancing = True
+        try:
+            while self._state is _HEAD and self._buffer and not self._is_write_paused:
+                head = self._next_head()
+                if head is None:
+                    break
+                self._begin(head)
+        except HttpRejected as error:
+            self._port.on_reject(error.status)
+            self._reject(_http_error(error))
+        finally:
+            self._is_advancing = False
+        if self._is_read_paused and len(self._buffer) <= PIPELINE_BYTES_MAX and self._state is not _CLOSED:
+            self._is_read_paused = False
+            self._transport.resume_reading()
+
+    def _next_head(self) -> RequestHead | None:
+        """Return the head at the start of the buffer, or None when it is not complete."""
+        limits = self._port.limits
+        buffer = self._buffer
+        while buffer[:2] == b"\r\n":
+            self._empty_lines += 1
+            if self._empty_lines > EMPTY_LINES_MAX:
+                raise HttpRejected(400, "the request begins with empty lines")
+            buffer = buffer[2:]
+        end = buffer.find(HEAD_END, self._scanned)
+        if end >= 0 and end + 4 <= limits.head_bytes_max:
+            self._buffer = buffer[end + 4 :]
+            self._scanned = self._empty_lines = 0
+            self._is_head_begun = False
+            return parse_request_head(buffer[: end + 4], limits.headers_max)
+        if len(buffer) > limits.head_bytes_max:
+            raise HttpRejected(431, f"the request's head is over {limits.head_bytes_max} bytes")
+        check_partial_head(buffer, self._scanned)
+        self._buffer = buffer
+        self._scanned = max(len(buffer) - 3, 0)
+        if not self._is_head_begun:
+            self._is_head_begun = True
+            self._deadline.set(limits.head_timeout_s, self._on_slow_head)
+        return None
+
+    def _begin(self, head: RequestHead) -> None:
+        self._deadline.clear()
+        exchange = self._exchange = Exchange(self, head)
+        if not head.has_body:
+            self._state = _BUSY
+            self._port.handler.on_head(exchange)
+            if not exchange.is_over and not exchange.is_begun:
+                self._port.handler.on_body(exchange, b"")
+            return
+        self._state = _BODY
+        self._port.handler.on_head(exchange)
+        if exchange.is_over:
+            return
+        self._begin_body(head)
+
+    def _begin_body(self, head: RequestHead) -> None:
+        limits = self._port.limits
+        if head.is_chunked:
+            self._decoder = ChunkedDecoder(limits.body_bytes_max)
+        elif head.content_length > limits.body_bytes_max:
+            raise HttpRejected(413, f"the request body is over {limits.body_bytes_max} bytes")
+        else:
+            self._decoder = None
+            self._body_left = head.content_length
+        data, self._buffer = self._buffer, b""
+        if not data and head.is_continue_expected:
+            self._transport.write(_CONTINUE)
+        self._deadline.set(limits.body_timeout_s, self._on_slow_body)
+        if data:
+            self._take_body(data)
+
+    def _on_body_bytes(self, data: bytes) -> None:
+        try:
+            self._take_body(data)
+        except HttpRejected as error:
+            self._port.on_reject(error.status)
+            self._reject(_http_error(error))
+        else:
+            self._advance()
+
+    def _take_body(self, data: bytes) -> None:
+        if self._decoder is not None:
+            pieces, rest = self._decoder.feed(data)
+            self._body += pieces
+            if self._decoder.is_done:
+                self._end_body(rest)
+            return
+        left = self._body_left
+        if len(data) < left:
+            self._body.append(data)
+            self._body_left = left - len(data)
+            return
+        self._body.append(data[:left])
+        self._end_body(data[left:])
+
+    def _end_body(self, rest: bytes) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        self._deadline.clear()
+        self._state = _BUSY
+        self._buffer = rest
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        self._decoder = None
+        self._port.handler.on_body(exchange, body)
+
+    def _pause_reading(self) -> None:
+        if not self._is_read_paused:
+            self._is_read_paused = True
+            self._transport.pause_reading()
+
+    # --- time
+
+    def _on_idle(self) -> None:
+        self.abort()
+
+    def _on_slow_head(self) -> None:
+        self._port.on_reject(408)
+        self._reject(ApiError(ErrorCode.TIMEOUT, "the request's head took too long", status=408))
+
+    def _on_slow_body(self) -> None:
+        self._port.on_reject(408)
+        self._reject(ApiError(ErrorCode.TIMEOUT, "the request's body took too long", status=408))
+
+    # --- writing, called by the exchange
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        self._transport.write(data)
+
+    def head_bytes(self, status: int, fields: bytes, is_close: bool, is_http10: bool) -> bytes:
+        """Return the head of an answer up to and without its last empty line."""
+        connection = b""
+        if is_close:
+            connection = b"connection: close\r\n"
+        elif is_http10:
+            connection = b"connection: keep-alive\r\n"
+        return b"".join((_STATUS_LINES[status], self._port.date_line(), fields, connection))
+
+    @property
+    def must_close(self) -> bool:
+        """Whether this connection ends with the present answer, whatever the client asked."""
+        return self._state is not _BUSY or self._port.is_draining
+
+    def finish(self, is_close: bool) -> None:
+        """The answer is written; go on with the next request or close."""
+        if self._state is _CLOSED:
+            return
+        self._exchange = None
+        was_inside_body = self._state is _BODY
+        if not is_close:
+            self._state = _HEAD
+            if self._is_write_paused:
+                return
+            self._deadline.set(self._port.limits.idle_timeout_s, self._on_idle)
+            if not self._is_advancing and (self._buffer or self._is_read_paused):
+                self._advance()
+        elif was_inside_body:
+            self._linger()
+        else:
+            self._close()
+
+    def _linger(self) -> None:
+        """Drop what the client still sends, so that closing does not reset the answer away."""
+        self._state = _LINGER
+        self._buffer = b""
+        self._body.clear()
+        self._body_left = LINGER_BYTES_MAX
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._deadline.set(LINGER_S, self.abort)
+
+    def _close(self) -> None:
+        self._state = _CLOSED
+        self._buffer = b""
+        self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._deadline.set(self._port.limits.write_timeout_s, self.abort)
+
+    def _reject(self, error: ApiError) -> None:
+        """Answer what HTTP itself forbids, and close: where the next request begins is in doubt."""
+        body = encode_error(error)
+        fields = JSON_TYPE + retry_after_line(error) + b"content-length: %d\r\n" % len(body)
+        exchange, self._exchange = self._exchange, None
+        self._transport.write(self.head_bytes(error.status, fields, True, False) + b"\r\n" + body)
+        if exchange is not None:
+            exchange.leave()
+        self._linger()
+
+    def drain(self) -> None:
+        """Close now if no request is in progress."""
+        if self._state is _HEAD and not self._buffer:
+            self._close()
+
+    def abort(self) -> None:
+        """Close at once, whatever is unsent."""
+        self._transport.abort()
+
+
+class Exchange:
+    """One request and its answer; whoever handles it keeps this and nothing of the connection."""
+
+    __slots__ = ("_connection", "head", "is_begun", "is_over", "listener")
+
+    def __init__(self, connection: ServerConnection, head: RequestHead) -> None:
+        """Begin an exchange.
+
+        Attributes:
+            head: the request's.
+            listener: who makes the answer, set by the handler once it works on one.
+            is_begun: the answer's head was sent.
+            is_over: the answer is complete, or nobody waits for it any more.
+        """
+        self._connection = connection
+        self.head = head
+        self.listener: Listener | None = None
+        self.is_begun = False
+        self.is_over = False
+
+    def respond(self, status: int, fields: bytes, body: bytes, *, is_close: bool = False) -> None:
+        """Send a whole answer.
+
+        Args:
+            status: its status.
+            fields: header lines, each with its CR LF.
+            body: its content; left out for HEAD.
+            is_close: end the connection with it.
+        """
+        if self.is_over:
+            return
+        is_close = is_close or not self.head.is_keep_alive or self._connection.must_close
+        head = self._connection.head_bytes(status, fields, is_close, self.head.is_http10)
+        content = b"" if self.head.method == "HEAD" else body
+        self._connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), content))
+        self._finish(is_close)
+
+    def fail(self, error: ApiError, fields: bytes = b"", *, is_close: bool = False) -> None:
+        """Send an error as the whole answer."""
+        allow = f"allow: {error.allow}\r\n".encode() if error.allow else b""
+        challenge = b'www-authenticate: Bearer realm="madang"\r\n' if error.status == 401 else b""
+        fields = b"".join((JSON_TYPE, fields, retry_after_line(error), allow, challenge))
+        self.respond(error.status, fields, encode_error(error), is_close=is_close)
+
+    def tell_processing(self) -> None:
+        """Send `102 Processing`: accepted, not yet answered."""
+        if not self.is_over and not self.is_begun:
+            self._connection.write(_PROCESSING)
+
+    def start(self, status: int, fields: bytes, data: bytes = b"") -> None:
+        """Begin an answer of unknown length, with its first piece."""
+        if self.is_over:
+            return
+        self.is_begun = True
+        if self.head.is_http10:
+            head = self._connection.head_bytes(status, fields, True, True)
+            self._connection.write(head + b"\r\n" + data)
+            return
+        is_close = not self.head.is_keep_alive or self._connection.must_close
+        head = self._connection.head_bytes(status, fields, is_close, False)
+        self._connection.write(b"%btransfer-encoding: chunked\r\n\r\n%b" % (head, _chunk(data)))
+
+    def send(self, data: bytes) -> None:
+        """Send a piece of a begun answer."""
+        if not self.is_over and data:
+            self._connection.write(data if self.head.is_http10 else _chunk(data))
+
+    def end(self, data: bytes = b"") -> None:
+        """Send the last piece and the end of a begun answer, in one write."""
+        if self.is_over:
+            return
+        if self.head.is_http10:
+            self._connection.write(data)
+            self._finish(True)
+            return
+        self._connection.write(_chunk(data) + b"0\r\n\r\n")
+        self._finish(not self.head.is_keep_alive or self._connection.must_close)
+
+    def cut(self, data: bytes = b"") -> None:
+        """Send a last piece and close without the end, so that nobody takes the answer for complete."""
+        if self.is_over:
+            return
+        self.send(data)
+        self._finish(True)
+
+    def leave(self) -> None:
+        """The client is gone; called by the connection."""
+        if not self.is_over:
+            self.is_over = True
+            if self.listener is not None:
+                self.listener.on_gone()
+
+    def tell_writable(self, is_writable: bool) -> None:
+        """Pass on back-pressure; called by the connection."""
+        if self.listener is not None:
+            self.listener.on_writable(is_writable)
+
+    def _finish(self, is_close: bool) -> None:
+        self.is_over = True
+        self.listener = None
+        self._connection.finish(is_close)
+
+
+def retry_after_line(error: ApiError) -> bytes:
+    """Return the Retry-After field of an error, in whole seconds rounded up, or nothing."""
+    if error.retry_after_s is None:
+        return b""
+    return b"retry-after: %d\r\n" % max(1, -int(-error.retry_after_s // 1))
+
+
+def _http_error(error: HttpRejected) -> ApiError:
+    code = ErrorCode.REQUEST_TOO_LARGE if error.status in (413, 431) else ErrorCode.INVALID_REQUEST
+    return ApiError(code, error.message, status=error.status)
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""

@@ -1,0 +1,276 @@
+"""One request's journey: from a whole body to an answer, over as many attempts as are allowed.
+
+Owns the order of attempts, their numbers and what is written down about them. Refuses to choose a route (policy
+does), to read an engine's answer (the legs do) and to judge who asks (the ports do). Both ports start journeys: the
+tenants' port with a hop to spare, the peer port with none.
+
+What is billed. The serving site emits one usage event for an attempt it began to serve; its id is the request id
+and the attempt. The ledger bills only the highest attempt of a request. An entry gateway emits nothing for an
+attempt that a peer served. But when it gives up after handing an attempt to a peer whose fate it cannot know, and
+the client gets an error, it emits an event of the next attempt number, outcome `abandoned`, without tokens: so a
+peer that finished the work after all is superseded, and nobody pays for an answer that nobody got. An attempt that
+a replica here or another peer serves later supersedes by its number alone.
+"""
+
+from madang.core import EventId, ServiceName, make_event_id, ns_to_s
+from madang.gateway.access import residency_error
+from madang.gateway.engine_leg import EmbeddingLeg, GenerationLeg
+from madang.gateway.errand import AttemptFailure, Errand, Leg, Served, exhausted_error, ignore_durable, refusal_error
+from madang.gateway.feed import Desired, service_of
+from madang.gateway.http1 import Exchange
+from madang.gateway.peer_leg import REFUSED_FIELD, PeerLeg
+from madang.gateway.relay import Relay, id_fields
+from madang.gateway.usage_log import OnDurable
+from madang.model import Outcome, Service, UsageEvent
+from madang.policy.routing import Ask, Refusal, RefusalReason, Route, ToPeer, choose_route
+from madang.wire.openai import ApiError, ApiRequest, Endpoint, ErrorCode, parse_request, upstream_body
+from madang.wire.passes import HOPS_MAX
+
+ATTEMPTS_MAX = 3
+"""Attempts at one request: a retry may run an inference twice, so it is bounded and counted."""
+
+
+def unknown_model(name: str) -> ApiError:
+    """Return the 404 for a service that does not exist for the tenant."""
+    shown = name if len(name) <= 100 else name[:100] + "…"
+    return ApiError(ErrorCode.MODEL_NOT_FOUND, f"no model '{shown}': see GET /v1/models", param="model")
+
+
+class Journey:
+    """A request with a whole body and a client that waits."""
+
+    __slots__ = (
+        "_engine_body",
+        "_failure",
+        "_has_unknown_fate",
+        "_leg",
+        "_route",
+        "_seed",
+        "_started_ns",
+        "_started_s",
+        "_tried",
+        "attempt",
+        "body",
+        "body_sha256",
+        "errand",
+        "exchange",
+        "model",
+        "relay",
+        "request",
+        "service",
+    )
+
+    def __init__(self, relay: Relay, exchange: Exchange, errand: Errand) -> None:
+        """Prepare a journey and listen to the client from now on.
+
+        Attributes:
+            attempt: number of the attempt under way.
+            body: the client's, as it came.
+            body_sha256: what a pass says the body's digest is; empty without a pass.
+            request, service: what it asks for; None when this site may not read it.
+        """
+        self.relay = relay
+        self.exchange = exchange
+        self.errand = errand
+        self.attempt = errand.first_attempt
+        self.body = b""
+        self.body_sha256 = b""
+        self.request: ApiRequest | None = None
+        self.service: Service | None = None
+        self._engine_body: bytes | None = None
+        self._leg: Leg | None = None
+        self._route: Route | None = None
+        self._tried: tuple[Route, ...] = ()
+        self._failure: AttemptFailure | None = None
+        self._has_unknown_fate = False
+        self._started_ns = relay.clock.monotonic_ns()
+        self._started_s = relay.clock.wall_s()
+        self._seed = int(errand.request_id[-16:], 16)
+        exchange.listener = self
+
+    # --- the way there
+
+    def begin(self, body: bytes) -> None:
+        """Read the body, unless it may only pass through, and make the first attempt."""
+        self.body = body
+        try:
+            self.relay.check_open()
+            if not self.errand.is_transit:
+                self._read(self.relay.desired(), body)
+        except ApiError as error:
+            self.answer_error(error)
+            return
+        self._next()
+
+    def _read(self, desired: Desired, body: bytes) -> None:
+        errand = self.errand
+        request = self.request = parse_request(errand.endpoint, body)
+        if errand.service and request.service != errand.service:
+            raise ApiError(ErrorCode.INVALID_REQUEST, "the body names another model than the pass", param="model")
+        service = self.service = service_of(desired, request.service, errand.tenant_id)
+        if service is None:
+            raise unknown_model(request.service)
+        task = desired.task_of(service)
+        if task is not None and task is not errand.endpoint.task:
+            message = f"model '{service.name}' does {task}; {errand.endpoint} is for {errand.endpoint.task}"
+            raise ApiError(ErrorCode.INVALID_REQUEST, message, param="model")
+
+    def _next(self) -> None:
+        """Make the next attempt, or answer that there is none."""
+        if len(self._tried) >= ATTEMPTS_MAX:
+            self._give_up(None)
+            return
+        relay, errand = self.relay, self.errand
+        desired, live = relay.feed.desired, relay.feed.live
+        assert desired is not None
+        assert live is not None
+        name = "" if self.service is None else self.service.name
+        ask = Ask(
+            service=name,
+            residency=errand.residency,
+            hops_left=HOPS_MAX - errand.hops,
+            is_local_barred=errand.is_transit,
+        )
+        route = choose_route(ask, relay.view(desired, live, name), self._tried, self._seed)
+        if isinstance(route, Refusal):
+            self._give_up(route)
+            return
+        self._route = route
+        if isinstance(route, ToPeer):
+            self._leg = PeerLeg(self, live.peers[route.site])
+        else:
+            replica = next(one for one in live.replicas[name] if one.replica.replica_id == route.replica_id)
+            is_embedding = errand.endpoint is Endpoint.EMBEDDINGS
+            self._leg = EmbeddingLeg(self, replica) if is_embedding else GenerationLeg(self, replica)
+        self._leg.start()
+
+    def attempt_failed(self, failure: AttemptFailure, reason: str) -> None:
+        """An attempt ended before the first byte of its answer: try another; called by the leg."""
+        route = self._route
+        assert route is not None
+        self._leg = None
+        self._tried = (*self._tried, route)
+        self._failure = failure
+        self.relay.meter.count_failover(failure.value)
+        if failure is not AttemptFailure.REFUSED:
+            self.relay.note_failure(route, failure.value, reason)
+        if isinstance(route, ToPeer) and failure.may_have_run:
+            self._has_unknown_fate = True
+        if not self.errand.is_from_peer:
+            self.attempt += 1
+        self._next()
+
+    def attempt_broke(self, failure: AttemptFailure, reason: str) -> None:
+        """An attempt ended after the first byte of its answer; called by the leg."""
+        if self._route is not None:
+            self.relay.note_failure(self._route, failure.value, reason)
+
+    def attempt_answers(self) -> None:
+        """The first byte of an attempt's answer came; called by the leg."""
+        if self._route is not None:
+            self.relay.note_success(self._route)
+
+    # --- the way back
+
+    def _give_up(self, refusal: Refusal | None) -> None:
+        error = self._final_error(refusal)
+        if self._has_unknown_fate:
+            self.abandon(error)
+        else:
+            self.answer_error(error, is_elsewhere_better=True)
+
+    def _final_error(self, refusal: Refusal | None) -> ApiError:
+        name = "" if self.service is None else self.service.name
+        if self._failure is not None:
+            return exhausted_error(name, self.relay.site, self._failure, len(self._tried))
+        assert refusal is not None
+        if refusal.reason is RefusalReason.RESIDENCY:
+            return residency_error(self.relay.desired(), self.errand.residency)
+        return refusal_error(name, self.relay.site, refusal)
+
+    def abandon(self, error: ApiError) -> None:
+        """Supersede whatever a peer may have done, then answer with an error."""
+        self.record(Served(outcome=Outcome.ABANDONED), lambda _reason: self.answer_error(error))
+
+    def answer_error(self, error: ApiError, *, is_elsewhere_better: bool = False) -> None:
+        """Answer with an error; a peer is told when it should ask somebody else."""
+        fields = id_fields(self.errand.request_id)
+        if is_elsewhere_better and self.errand.is_from_peer:
+            fields += b"%b: %b\r\n" % (REFUSED_FIELD, error.code.value.encode())
+        self.count_answer(error.status, "")
+        self.exchange.fail(error, fields)
+
+    def count_answer(self, status: int, site: str) -> None:
+        """Count an answer in the metrics."""
+        self.relay.meter.count_request(self.errand.endpoint.value, status, site)
+
+    def engine_body(self) -> bytes:
+        """Return what an engine is sent; raises ApiError when it cannot be written."""
+        if self._engine_body is None:
+            assert self.request is not None
+            assert self.service is not None
+            self._engine_body = upstream_body(self.request, self.service)
+        return self._engine_body
+
+    @property
+    def event_id(self) -> EventId:
+        """The id of the event that the attempt under way will have."""
+        return make_event_id(self.errand.request_id, self.attempt)
+
+    @property
+    def started_ns(self) -> int:
+        """When the journey began, monotonic."""
+        return self._started_ns
+
+    def record(self, served: Served, on_durable: OnDurable) -> None:
+        """Write an attempt down; `on_durable` is told once that is done, or why it is not."""
+        relay, errand, service, replica = self.relay, self.errand, self.service, served.replica
+        ended_ns = relay.clock.monotonic_ns()
+        ttft_ns = None if served.first_token_ns is None else served.first_token_ns - self._started_ns
+        event = UsageEvent(
+            event_id=self.event_id,
+            request_id=errand.request_id,
+            attempt=self.attempt,
+            tenant_id=errand.tenant_id,
+            key_id=errand.key_id,
+            service=ServiceName("") if service is None else service.name,
+            model="" if service is None else service.model,
+            endpoint=errand.endpoint.value,
+            entry_site=errand.entry_site,
+            site=relay.site,
+            replica_id="" if replica is None else replica.replica.replica_id,
+            chip_kind="" if replica is None else replica.replica.chip_kind,
+            outcome=served.outcome,
+            prompt_tokens=served.count.prompt_tokens,
+            completion_tokens=served.count.completion_tokens,
+            is_estimated=served.count.is_estimated,
+            is_streamed=self.request is not None and self.request.is_stream,
+            hops=errand.hops,
+            started_at_s=self._started_s,
+            ttft_s=None if ttft_ns is None else ns_to_s(ttft_ns),
+            duration_s=ns_to_s(ended_ns - self._started_ns),
+        )
+        if ttft_ns is not None:
+            relay.meter.ttft.observe(ns_to_s(ttft_ns))
+        if service is not None:
+            relay.meter.count_tokens(service.name, event.prompt_tokens, event.completion_tokens)
+        relay.usage.append(event, on_durable)
+
+    def supersede_if_unknown(self) -> None:
+        """The client left while nobody serves it: an earlier attempt of unknown fate must not be billed."""
+        if self._has_unknown_fate:
+            self.record(Served(outcome=Outcome.ABANDONED), ignore_durable)
+
+    # --- the client's side
+
+    def on_gone(self) -> None:
+        """The client left before its answer was complete."""
+        self.relay.meter.clients_gone += 1
+        leg, self._leg = self._leg, None
+        if leg is not None:
+            leg.on_gone()
+
+    def on_writable(self, is_writable: bool) -> None:
+        """Pass the client's pace on to the upstream."""
+        if self._leg is not None:
+            self._leg.on_writable(is_writable)

@@ -1,0 +1,169 @@
+"""The peer port: requests that other sites' gateways hand over.
+
+Owns the judgement of passes. A pass is believed when its MAC verifies under a session that this site agreed on with
+the very site it names as entry, it names this site as the one to serve, and nobody has used it before; whether the
+tenant's data may be here is judged again from this site's own facts. Refuses to hand anything on: a request that
+came over a hop is served by a replica here or refused, explicitly and at once.
+
+The replay guard is per worker. A replay that reaches another worker runs an inference again, but cannot be billed
+twice: its usage event has the same id.
+"""
+
+import hashlib
+from collections import OrderedDict
+from typing import NoReturn
+
+from madang.core import Rejected, RequestId, SiteId, site_of_request
+from madang.gateway.errand import Errand
+from madang.gateway.feed import Desired, Live
+from madang.gateway.http1 import Exchange
+from madang.gateway.journey import Journey
+from madang.gateway.peer_leg import REFUSED_FIELD
+from madang.gateway.relay import Relay
+from madang.model import DataClass
+from madang.policy.residency import is_allowed
+from madang.wire.openai import ApiError, Endpoint, ErrorCode
+from madang.wire.passes import HEARTBEAT_PERIOD_S, HOPS_MAX, PASS_HEADER, Pass, open_pass
+
+SKEW_S = 30.0
+PASSES_REMEMBERED_MAX = 131_072
+"""Passes live PASS_LIFETIME_S plus the skew on both sides, so this holds about 1,800 a second for one worker."""
+_PASS_FIELD = PASS_HEADER.encode()
+_ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
+
+
+class ReplayGuard:
+    """Passes that were used, until they are too old to be used again."""
+
+    def __init__(self, capacity: int = PASSES_REMEMBERED_MAX) -> None:
+        self._capacity = capacity
+        self._until: OrderedDict[tuple[str, int], float] = OrderedDict()
+
+    def admit(self, request_id: str, attempt: int, until_s: float, now_s: float) -> bool:
+        """Return whether a pass is new, and remember it; a full memory admits nothing.
+
+        Args:
+            request_id: of the pass.
+            attempt: of the pass.
+            until_s: wall time after which it is refused for its age alone.
+            now_s: wall time.
+        """
+        while self._until and next(iter(self._until.values())) < now_s:
+            self._until.popitem(last=False)
+        key = (request_id, attempt)
+        if key in self._until or len(self._until) >= self._capacity:
+            return False
+        self._until[key] = until_s
+        return True
+
+
+class PeerPort:
+    """Handler of the peer port."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._guard = ReplayGuard()
+
+    def on_head(self, exchange: Exchange) -> None:
+        """Judge a pass; accept it with 102 before its body is here, or refuse it."""
+        try:
+            found = self._judge(exchange)
+            errand = self._errand(found)
+        except ApiError as error:
+            self._refuse(exchange, error)
+            return
+        journey = Journey(self._relay, exchange, errand)
+        journey.body_sha256 = found.body_sha256
+        self._beat(exchange)
+
+    def on_body(self, exchange: Exchange, body: bytes) -> None:
+        """Serve the request if its body is the one that the pass covers."""
+        journey = exchange.listener
+        assert isinstance(journey, Journey)
+        if hashlib.sha256(body).digest() != journey.body_sha256:
+            self._relay.meter.count_peer_refusal("body")
+            journey.answer_error(ApiError(ErrorCode.INVALID_REQUEST, "the body is not the one that the pass covers"))
+            return
+        journey.begin(body)
+
+    def _beat(self, exchange: Exchange) -> None:
+        """Give a sign of life now and every second until the answer begins."""
+        if exchange.is_over or exchange.is_begun:
+            return
+        exchange.tell_processing()
+        self._relay.loop.call_later(HEARTBEAT_PERIOD_S, self._beat, exchange)
+
+    def _judge(self, exchange: Exchange) -> Pass:
+        head = exchange.head
+        desired = self._relay.desired()
+        live = self._relay.feed.live
+        assert live is not None
+        self._relay.check_open()
+        header = head.fields.get(_PASS_FIELD)
+        if head.method != "POST" or head.path not in _ENDPOINTS or header is None:
+            _refuse_pass("this port takes requests of other sites' gateways, each with a pass")
+        now_s = self._relay.clock.wall_s()
+        keys = {
+            kid: session.key for kid, (_, session) in live.sessions.items() if session.expires_at_s + SKEW_S > now_s
+        }
+        try:
+            found = open_pass(header.decode("latin-1"), keys, now_s=now_s, skew_s=SKEW_S)
+            entry_of_id = site_of_request(found.request_id)
+        except Rejected as error:
+            raise ApiError(ErrorCode.INVALID_KEY, error.message) from error
+        self._check_ends(found, live, entry_of_id, head.path)
+        self._check_residency(found, desired)
+        if found.service and not live.replicas.get(found.service):
+            message = f"site {self._relay.site} has no ready replica of {found.service}"
+            raise ApiError(ErrorCode.NO_REPLICA, message, retry_after_s=1.0)
+        if not self._guard.admit(found.request_id, found.attempt, found.deadline_s + SKEW_S, now_s):
+            _refuse_pass("the pass was used before")
+        return found
+
+    def _check_ends(self, found: Pass, live: Live, entry_of_id: SiteId, path: str) -> None:
+        """A session vouches for one pair of sites, and a pass for one request on one path."""
+        partner, _ = live.sessions[found.kid]
+        if found.serving_site != self._relay.site:
+            _refuse_pass(f"the pass is for site {found.serving_site}")
+        if found.entry_site != partner or entry_of_id != partner:
+            _refuse_pass(f"the pass names entry {found.entry_site} under a session with {partner}")
+        if found.path != path:
+            _refuse_pass("the pass is for another path")
+        if not 1 <= found.hops <= HOPS_MAX or not 1 <= found.attempt <= 99:
+            _refuse_pass("the pass has impossible hops or attempts")
+
+    def _check_residency(self, found: Pass, desired: Desired) -> None:
+        """Judge residency by the pass and by this site's own copy of the key, whichever is stricter."""
+        key = desired.keys_by_id.get(found.key_id)
+        residencies = [found.residency] if key is None else [found.residency, key.residency]
+        site = desired.site
+        if site is None or not all(is_allowed(residency, site) for residency in residencies):
+            message = f"the tenant's residency forbids site {self._relay.site}"
+            raise ApiError(ErrorCode.RESIDENCY_VIOLATION, message)
+
+    def _errand(self, found: Pass) -> Errand:
+        try:
+            data_class = DataClass(found.data_class)
+        except ValueError as error:
+            raise ApiError(ErrorCode.INVALID_KEY, "the pass has a data class that is not known here") from error
+        return Errand(
+            request_id=RequestId(found.request_id),
+            tenant_id=found.tenant_id,
+            key_id=found.key_id,
+            residency=found.residency,
+            data_class=data_class,
+            entry_site=found.entry_site,
+            endpoint=_ENDPOINTS[found.path],
+            first_attempt=found.attempt,
+            service=found.service,
+            hops=found.hops,
+        )
+
+    def _refuse(self, exchange: Exchange, error: ApiError) -> None:
+        self._relay.meter.count_peer_refusal(error.code.value)
+        fields = b"%b: %b\r\n" % (REFUSED_FIELD, error.code.value.encode())
+        exchange.fail(error, fields)
+
+
+def _refuse_pass(message: str) -> NoReturn:
+    raise ApiError(ErrorCode.INVALID_KEY, message)

@@ -1,0 +1,104 @@
+"""The tenants' port: what a tenant may ask for, and who may ask here at all.
+
+Owns the order in which a request is judged: path, key, residency, from the head alone; only then is a byte of its
+body taken. Refuses to serve: journeys do.
+"""
+
+from urllib.parse import unquote
+
+from madang.core import RequestId
+from madang.gateway.access import Caller, authenticate
+from madang.gateway.errand import Errand
+from madang.gateway.feed import Desired, service_of
+from madang.gateway.http1 import JSON_TYPE, Exchange
+from madang.gateway.journey import Journey, unknown_model
+from madang.gateway.relay import Relay, id_fields
+from madang.policy.routing import Ask, Refusal, RefusalReason, choose_route
+from madang.wire.openai import ApiError, Endpoint, ErrorCode
+from madang.wire.openai_answers import ModelCard, encode_model, encode_models
+from madang.wire.passes import HOPS_MAX
+
+MODELS_PATH = "/v1/models"
+_ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
+
+
+class TenantPort:
+    """Handler of the tenants' port."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    def on_head(self, exchange: Exchange) -> None:
+        """Judge a request by its head; what may go on gets a journey."""
+        request_id = self._relay.new_request_id()
+        label = "other"
+        try:
+            label, endpoint = _find(exchange)
+            desired = self._relay.desired()
+            authorization = exchange.head.fields.get(b"authorization")
+            caller = authenticate(desired, authorization, self._relay.clock.wall_s())
+            if endpoint is None:
+                body = self._models(desired, caller, exchange.head.path)
+                self._relay.meter.count_request(label, 200, self._relay.site)
+                exchange.respond(200, JSON_TYPE + id_fields(request_id), body)
+                return
+            self._relay.check_open()
+            if exchange.head.fields.get(b"content-encoding", b"identity").lower() != b"identity":
+                raise ApiError(ErrorCode.UNSUPPORTED, "a compressed request body is not supported here")
+            Journey(self._relay, exchange, self._errand(request_id, caller, endpoint))
+        except ApiError as error:
+            self._relay.meter.count_request(label, error.status, "")
+            is_close = error.code is ErrorCode.RESIDENCY_VIOLATION
+            exchange.fail(error, id_fields(request_id), is_close=is_close)
+
+    def on_body(self, exchange: Exchange, body: bytes) -> None:
+        """Send a request on its journey."""
+        journey = exchange.listener
+        assert isinstance(journey, Journey)
+        journey.begin(body)
+
+    def _errand(self, request_id: RequestId, caller: Caller, endpoint: Endpoint) -> Errand:
+        return Errand(
+            request_id=request_id,
+            tenant_id=caller.tenant_id,
+            key_id=caller.key_id,
+            residency=caller.residency,
+            data_class=caller.data_class,
+            entry_site=self._relay.site,
+            endpoint=endpoint,
+            is_transit=caller.is_transit,
+        )
+
+    def _models(self, desired: Desired, caller: Caller, path: str) -> bytes:
+        if path == MODELS_PATH:
+            names = sorted(name for name in desired.services if self._is_served(desired, caller, name))
+            return encode_models([ModelCard(id=name) for name in names])
+        name = unquote(path.removeprefix(MODELS_PATH + "/"))
+        if not self._is_served(desired, caller, name):
+            raise unknown_model(name)
+        return encode_model(ModelCard(id=name))
+
+    def _is_served(self, desired: Desired, caller: Caller, name: str) -> bool:
+        """Return whether the tenant may use a service and somebody legal serves it now, if only from a queue."""
+        live = self._relay.feed.live
+        if live is None or service_of(desired, name, caller.tenant_id) is None:
+            return False
+        ask = Ask(service=name, residency=caller.residency, hops_left=HOPS_MAX, is_local_barred=caller.is_transit)
+        route = choose_route(ask, self._relay.view(desired, live, name), (), 0)
+        return not isinstance(route, Refusal) or route.reason is RefusalReason.OVERLOADED
+
+
+def _find(exchange: Exchange) -> tuple[str, Endpoint | None]:
+    """Return a path's name in metrics and its endpoint, None for the list of models; raises ApiError 404 or 405."""
+    head = exchange.head
+    endpoint = _ENDPOINTS.get(head.path)
+    if endpoint is not None:
+        if head.method != "POST":
+            raise ApiError(ErrorCode.INVALID_REQUEST, f"{head.path} takes POST", status=405, allow="POST")
+        return endpoint.value, endpoint
+    if head.path == MODELS_PATH or (head.path.startswith(MODELS_PATH + "/") and len(head.path) > len(MODELS_PATH) + 1):
+        if head.method not in ("GET", "HEAD"):
+            raise ApiError(ErrorCode.INVALID_REQUEST, f"{MODELS_PATH} takes GET", status=405, allow="GET, HEAD")
+        return MODELS_PATH, None
+    shown = head.path if len(head.path) <= 100 else head.path[:100] + "…"
+    raise ApiError(ErrorCode.INVALID_REQUEST, f"there is nothing at {shown}", status=404)

@@ -1,0 +1,287 @@
+"""HTTP/1.1 requests as a server must read them: the head's grammar and the chunked coding, strictly.
+
+Owns RFC 9110 and RFC 9112 from the receiving side. One regular expression is the whole grammar of a head, so
+nothing that a second parser might read differently gets past it: a request whose end is in doubt is refused,
+never guessed. Refuses to know sockets, limits in time and what a request means. The gateway's listeners call it.
+"""
+
+import re
+from typing import NoReturn
+
+import msgspec
+
+from madang.core import Rejected
+
+CHUNK_LINE_BYTES_MAX = 256
+"""A chunk's size line with its extensions; more is somebody probing."""
+TRAILER_BYTES_MAX = 4096
+HEAD_END = b"\r\n\r\n"
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"  # RFC 9110 section 5.6.2
+_FIELD_LINE = _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n"  # RFC 9112 section 5: no folding, no space before ':'
+_HEAD = re.compile(
+    rb"([A-Za-z]{1,20}) ([\x21\x22\x24-\x7e]++) HTTP/([0-9])\.([0-9])\r\n((?:" + _FIELD_LINE + rb")*+)\r\n"
+)
+_FIELD = re.compile(rb"(" + _TOKEN + rb"+):[ \t]*([^\r]*)\r\n")
+_BARE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n)")
+_LENGTH = re.compile(rb"[0-9]{1,15}\Z")
+_TARGET = re.compile(rb"(?:https?://[^/?]+)?(/[^?]*)?(\?.*)?\Z", re.IGNORECASE)
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
+_TRAILER = re.compile(_FIELD_LINE)
+
+# Fields that mean one thing only: a second one is a difference of opinion waiting to happen.
+_SINGLE = frozenset(
+    (
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"authorization",
+        b"content-type",
+        b"content-encoding",
+        b"expect",
+        b"x-madang-pass",
+    )
+)
+# RFC 9110 section 7.6.1: these are for every recipient, so no honest sender nominates them.
+_NEVER_NOMINATED = frozenset((b"host", b"content-length", b"transfer-encoding"))
+
+
+class HttpRejected(Rejected):
+    """A request that HTTP itself forbids; `status` is what RFC 9110 says to answer before closing."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
+    """A request's head after every check.
+
+    Attributes:
+        method: as sent; methods are case-sensitive.
+        path: of the target, without its query, as sent.
+        fields: lower-case names; repeated fields joined by `, `; those that `Connection` nominates are gone.
+        content_length: 0 without a body; meaningless when `is_chunked`.
+        is_http10: the peer speaks HTTP/1.0: no chunks towards it.
+        is_continue_expected: it waits for `100 Continue` before sending its body.
+    """
+
+    method: str
+    path: str
+    fields: dict[bytes, bytes]
+    content_length: int = 0
+    is_chunked: bool = False
+    is_http10: bool = False
+    is_keep_alive: bool = True
+    is_continue_expected: bool = False
+
+    @property
+    def has_body(self) -> bool:
+        """Whether bytes of a body follow the head."""
+        return self.is_chunked or self.content_length > 0
+
+
+def check_partial_head(data: bytes | bytearray, start: int) -> None:
+    """Raise HttpRejected when the unfinished head in `data` already holds a line end that no head may have.
+
+    Args:
+        data: what came so far, without an end of head.
+        start: bytes before it were checked earlier.
+    """
+    found = _BARE_LF.search(data, max(start - 1, 0), len(data) - 1)
+    if found is not None:
+        raise HttpRejected(400, "a line of the request's head does not end in CR LF")
+
+
+def parse_request_head(head: bytes, headers_max: int) -> RequestHead:
+    """Return the head of a request; raises HttpRejected (400, 417, 431, 501 or 505).
+
+    Args:
+        head: from the request line to the empty line, inclusive.
+        headers_max: how many field lines it may have.
+    """
+    match = _HEAD.fullmatch(head)
+    if match is None:
+        _explain(head)
+    method, target, major, minor, block = match.groups()
+    if major != b"1" or minor not in b"01":
+        raise HttpRejected(505, f"HTTP/{major.decode()}.{minor.decode()} is not spoken here; use HTTP/1.1")
+    pairs = _FIELD.findall(block)
+    if len(pairs) > headers_max:
+        raise HttpRejected(431, f"the request has {len(pairs)} header fields; at most {headers_max}")
+    fields = _fold(pairs)
+    is_http10 = minor == b"0"
+    if b"host" not in fields and not is_http10:
+        raise HttpRejected(400, "the request has no Host field")
+    options = _connection_options(fields)
+    length, is_chunked = _framing(fields, is_http10)
+    expect = fields.get(b"expect")
+    if expect is not None and expect.lower() != b"100-continue":
+        raise HttpRejected(417, "the only expectation known here is 100-continue")
+    return RequestHead(
+        method=method.decode(),
+        path=_path(target),
+        fields=fields,
+        content_length=length,
+        is_chunked=is_chunked,
+        is_http10=is_http10,
+        is_keep_alive=b"close" not in options and (not is_http10 or b"keep-alive" in options),
+        is_continue_expected=expect is not None and not is_http10,
+    )
+
+
+def _fold(pairs: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    fields: dict[bytes, bytes] = {}
+    for name, value in pairs:
+        key = name.lower()
+        if value[-1:] in (b" ", b"\t"):
+            value = value.rstrip(b" \t")
+        if key not in fields:
+            fields[key] = value
+        elif key in _SINGLE:
+            raise HttpRejected(400, f"the request has more than one {key.decode()} field")
+        else:
+            fields[key] += b", " + value
+    return fields
+
+
+def _connection_options(fields: dict[bytes, bytes]) -> tuple[bytes, ...]:
+    """Return the options of `Connection` and drop the fields that they nominate from `fields`."""
+    value = fields.get(b"connection")
+    if value is None:
+        return ()
+    options = tuple(option.strip(b" \t").lower() for option in value.split(b","))
+    if options in ((b"keep-alive",), (b"close",)):
+        return options
+    for option in options:
+        if option in _NEVER_NOMINATED:
+            raise HttpRejected(400, f"Connection nominates {option.decode()}, which is for every recipient")
+        fields.pop(option, None)
+    return options
+
+
+def _framing(fields: dict[bytes, bytes], is_http10: bool) -> tuple[int, bool]:
+    """Return the body's length and whether it is chunked (RFC 9112 section 6.3, its strict reading)."""
+    length, coding = fields.get(b"content-length"), fields.get(b"transfer-encoding")
+    if coding is not None:
+        if length is not None:
+            raise HttpRejected(400, "the request has both Content-Length and Transfer-Encoding")
+        if is_http10:
+            raise HttpRejected(400, "HTTP/1.0 has no Transfer-Encoding")
+        if coding.lower() != b"chunked":
+            raise HttpRejected(400, "the only Transfer-Encoding known here is chunked")
+        return 0, True
+    if length is None:
+        return 0, False
+    if not _LENGTH.match(length):
+        raise HttpRejected(400, "Content-Length is not a number of bytes")
+    return int(length), False
+
+
+def _path(target: bytes) -> str:
+    match = _TARGET.match(target)
+    if match is None:
+        raise HttpRejected(400, "the request target is not a path")
+    return (match[1] or b"/").decode()
+
+
+def _explain(head: bytes) -> NoReturn:
+    """Raise HttpRejected saying what of the grammar `head` breaks."""
+    if _BARE_LF.search(head):
+        raise HttpRejected(400, "a line of the request's head does not end in CR LF")
+    request_line, *lines = head[: -len(HEAD_END)].split(b"\r\n")
+    if not re.fullmatch(rb"[A-Za-z]{1,20} [\x21\x22\x24-\x7e]+ HTTP/[0-9]\.[0-9]", request_line):
+        raise HttpRejected(400, "the request line is malformed: expected METHOD SP target SP HTTP/1.1")
+    for line in lines:
+        if line[:1] in (b" ", b"\t"):
+            raise HttpRejected(400, "a header field is folded over two lines")
+        name, colon, _ = line.partition(b":")
+        if not colon:
+            raise HttpRejected(400, "a header field has no colon")
+        if name.rstrip(b" \t") != name:
+            raise HttpRejected(400, "a header field has a space before its colon")
+        if not _TRAILER.fullmatch(line + b"\r\n"):
+            raise HttpRejected(400, "a header field has a character that fields may not have")
+    raise HttpRejected(400, "the request's head is malformed")
+
+
+class ChunkedDecoder:
+    """Takes the chunked coding off a request body (RFC 9112 section 7.1), one piece of the stream at a time.
+
+    States: `size` (a size line), `data` (inside a chunk), `crlf` (after a chunk), `trailer`, `done`.
+    Invariant: what it holds back is shorter than one line.
+    """
+
+    def __init__(self, body_bytes_max: int) -> None:
+        self._state = "size"
+        self._held = b""
+        self._left = 0
+        self._room = body_bytes_max
+        self._body_bytes_max = body_bytes_max
+        self._trailer_left = TRAILER_BYTES_MAX
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the body is complete."""
+        return self._state == "done"
+
+    def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
+        """Return body pieces in `data` and, once done, the bytes after the body.
+
+        Raises:
+            HttpRejected: 400 for a coding that is not exact, 413 when the body grows over its limit.
+        """
+        pieces: list[bytes] = []
+        data, self._held = self._held + data, b""
+        at, end = 0, len(data)
+        while at < end and self._state != "done":
+            if self._state == "data":
+                piece = data[at : at + self._left]
+                pieces.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                if self._left == 0:
+                    self._state = "crlf"
+                continue
+            stop = data.find(b"\n", at, at + self._line_max())
+            if stop < 0:
+                if end - at >= self._line_max():
+                    raise HttpRejected(400, "a line of the chunked body is too long")
+                self._held = data[at:]
+                return pieces, b""
+            if data[stop - 1 : stop] != b"\r" or stop == at:
+                raise HttpRejected(400, "a line of the chunked body does not end in CR LF")
+            self._on_line(data[at : stop - 1])
+            at = stop + 1
+        return pieces, data[at:]
+
+    def _line_max(self) -> int:
+        return {"size": CHUNK_LINE_BYTES_MAX, "crlf": 2}.get(self._state, self._trailer_left)
+
+    def _on_line(self, line: bytes) -> None:
+        if self._state == "size":
+            match = _CHUNK_LINE.match(line)
+            if match is None:
+                raise HttpRejected(400, "a chunk's size is not a hexadecimal number")
+            self._left = int(match[1], 16)
+            self._room -= self._left
+            if self._room < 0:
+                raise HttpRejected(413, f"the request body is over {self._body_bytes_max} bytes")
+            self._state = "data" if self._left else "trailer"
+        elif self._state == "crlf":
+            if line:
+                raise HttpRejected(400, "a chunk is longer than its size")
+            self._state = "size"
+        else:
+            self._on_trailer(line)
+
+    def _on_trailer(self, line: bytes) -> None:
+        """Check a trailer field and forget it: nothing in this API is told by trailers."""
+        if not line:
+            self._state = "done"
+            return
+        if not _TRAILER.fullmatch(line + b"\r\n"):
+            raise HttpRejected(400, "a trailer field is malformed")
+        self._trailer_left -= len(line) + 2
+        if self._trailer_left <= 2:
+            raise HttpRejected(431, f"the trailer is over {TRAILER_BYTES_MAX} bytes")

@@ -1,0 +1,59 @@
+"""Server-sent events as inference engines send them: `data:` payloads out of a byte stream, and back.
+
+Owns the framing (WHATWG HTML section 9.2, the part that engines use). Refuses to know what a payload means.
+"""
+
+from madang.core import Rejected
+
+EVENT_BYTES_MAX = 1024 * 1024
+"""One event; a stream with a longer one is broken, not patient."""
+DONE = b"[DONE]"
+DONE_EVENT = b"data: [DONE]\n\n"
+
+
+class SseSplitter:
+    """Cuts a stream into payloads; holds back at most one unfinished event."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether the stream stopped inside an event."""
+        return bool(self._held.strip())
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the payloads of the events that `data` completes, in order.
+
+        Comments and fields other than `data` are dropped, except `error`, the name under which some engines send
+        a payload that reports a failure. Raises Rejected when an event is too long.
+        """
+        if self._held:
+            data = self._held + data
+        tail = b""
+        if b"\r" in data:
+            # A CR at the very end waits for its LF: taken as it is, it would split one line end in two.
+            if data.endswith(b"\r"):
+                data, tail = data[:-1], b"\r"
+            data = data.replace(b"\r\n", b"\n")
+        *events, rest = data.split(b"\n\n")
+        self._held = rest + tail
+        if len(self._held) > EVENT_BYTES_MAX:
+            raise Rejected(f"the engine's stream has an event over {EVENT_BYTES_MAX} bytes")
+        return [payload for payload in map(_payload, events) if payload is not None]
+
+
+def _payload(event: bytes) -> bytes | None:
+    if event.startswith(b"data: ") and b"\n" not in event:
+        return event[6:]
+    lines: list[bytes] = []
+    for line in event.split(b"\n"):
+        name, _, value = line.partition(b":")
+        if name in (b"data", b"error"):
+            lines.append(value.removeprefix(b" "))
+    return b"\n".join(lines) if lines else None
+
+
+def encode_event(payload: bytes) -> bytes:
+    """Return the event that carries `payload`, which must not hold a line end."""
+    return b"data: " + payload + b"\n\n"
