@@ -133,6 +133,8 @@ def _status(access: Access) -> None:
 
 
 def _print_status(status: "FederationStatus") -> None:
+    from madang.cli.sites import render_generation
+
     if not status.is_running:
         say(f"the federation in {status.state_dir} is down; start it with: madang up")
         if not any(process.state == "running" for process in status.processes):
@@ -149,7 +151,7 @@ def _print_status(status: "FederationStatus") -> None:
             ("STATE", field("state")),
             ("WAN", field("wan")),
             ("HUB LINK", field("link")),
-            ("GENERATION", lambda row: f"{row.get('applied_generation')} of {row.get('desired_generation', '?')}"),
+            ("GENERATION", render_generation),
             ("IN SYNC", field("in_sync")),
             ("REPLICAS", field("replicas_ready")),
             ("UNSENT", field("outbox_depth")),

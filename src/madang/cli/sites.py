@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from madang.cli.access import Access, SiteOption, command, rows_of
-from madang.cli.terminal import field, print_json, print_table, render_bytes, render_duration, say
+from madang.cli.terminal import Row, field, print_json, print_table, render, render_bytes, render_duration, say
 from madang.core import Rejected
 
 Site = Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")]
@@ -60,7 +60,7 @@ def print_sites(rows: list[dict[str, Any]]) -> None:
             ("REGION", field("region")),
             ("STATE", field("state")),
             ("HEARD", lambda row: render_duration(row.get("heartbeat_age_s"))),
-            ("GENERATION", lambda row: f"{row.get('applied_generation')} of {row.get('desired_generation')}"),
+            ("GENERATION", render_generation),
             ("IN SYNC", field("in_sync")),
             ("UNSENT", field("outbox_depth")),
             ("OLDEST", lambda row: render_duration(row.get("oldest_unsent_age_s"))),
@@ -68,6 +68,11 @@ def print_sites(rows: list[dict[str, Any]]) -> None:
         ),
         rows,
     )
+
+
+def render_generation(row: Row) -> str:
+    """Return `6 of 7`: applied of desired."""
+    return f"{render(row.get('applied_generation'))} of {render(row.get('desired_generation'))}"
 
 
 def _show_site(access: Access, name: Site) -> None:

@@ -93,16 +93,16 @@ def check_machine(layout: Layout) -> None:
         )
 
 
-def clean_leftovers(layout: Layout) -> int:
+def clean_leftovers(layout: Layout, *, term_wait_s: float = _TERM_WAIT_S) -> int:
     """End what a dead supervisor left, engines excepted, which are adopted; return how many processes that were."""
     record = read_record(layout.record_path)
     refs = find_leftovers(record, marker(layout), is_detached_kept=True)
-    _end(refs)
+    _end(refs, term_wait_s)
     return len(refs)
 
 
-def _end(refs: list[ProcessRef]) -> None:
-    remaining = end_processes(refs, term_wait_s=_TERM_WAIT_S)
+def _end(refs: list[ProcessRef], term_wait_s: float = _TERM_WAIT_S) -> None:
+    remaining = end_processes(refs, term_wait_s=term_wait_s)
     if remaining:
         pids = ", ".join(str(ref.pid) for ref in remaining)
         raise Unavailable(
@@ -111,8 +111,8 @@ def _end(refs: list[ProcessRef]) -> None:
         )
 
 
-def start_supervisor(layout: Layout) -> None:
-    """Start the detached supervisor and return once it has taken over.
+def start_supervisor(layout: Layout, *, wait_s: float = _START_WAIT_S) -> None:
+    """Start the detached supervisor and return once it has taken over, waiting at most `wait_s`.
 
     Raises:
         Unavailable: with its own reason when it did not come up.
@@ -135,7 +135,7 @@ def start_supervisor(layout: Layout) -> None:
         )
     finally:
         os.close(output)
-    deadline_ns = time.monotonic_ns() + round(_START_WAIT_S * 1e9)
+    deadline_ns = time.monotonic_ns() + round(wait_s * 1e9)
     while find_supervisor(layout) is None:
         if failure.exists():
             raise Unavailable(failure.read_text(encoding="utf-8"))

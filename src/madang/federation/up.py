@@ -231,5 +231,6 @@ def bring_down(state_dir: Path, screen: Screen) -> int:
     """End the federation and prove that nothing remains; return how many processes it had."""
     layout = read_layout(state_dir)
     with exclusive(layout):
-        screen.say("federation", "stops")
+        if find_supervisor(layout) is not None:
+            screen.say("federation", "stops")
         return stop_everything(layout)
