@@ -154,6 +154,20 @@ def test_a_key_ends_when_it_is_told_to(hub, ask):
     assert ask("key", "expire", "k1", "--at", "soon").exit_code == 1
 
 
+def test_the_key_of_a_demo_tenant_is_found_in_the_credentials(madang, tmp_path):
+    residency = {"scope": "site", "places": ["daegu"]}
+    tenants = [{"name": "daegu-clinic", "residency": residency, "api_key": "mdg_x"}]
+    known = {"hub_url": "u", "national_url": "n", "admin_token": "t", "tenants": tenants}
+    (tmp_path / "state").mkdir()
+    path = tmp_path / "state" / "credentials.json"
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(known))
+    assert madang("key", "demo", "daegu-clinic").stdout == "mdg_x\n"
+    done = madang("key", "demo", "nobody")
+    assert done.exit_code == 1
+    assert "choose one of daegu-clinic" in done.stderr
+
+
 def test_services_come_from_a_file(hub, ask, tmp_path):
     hub.answers["PUT", "/api/v1/services/a"] = hub.answers["PUT", "/api/v1/services/b"] = (200, {})
     toml = tmp_path / "services.toml"

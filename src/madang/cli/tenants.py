@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
     command(keys, "list")(_list_keys)
     command(keys, "revoke")(_revoke_key)
     command(keys, "expire")(_expire_key)
+    command(keys, "demo")(_show_demo_key)
 
 
 def _create_tenant(
@@ -203,6 +204,22 @@ def _expire_key(
         print_json(done)
     else:
         say(f"key {key_id} expires: {render_instant(expires_at_s)}")
+
+
+def _show_demo_key(access: Access, name: Name) -> None:
+    """Print the key of a demo tenant of the embedded federation, from credentials.json."""
+    from madang.core import Rejected
+
+    tenants = access.credentials().tenants
+    for tenant in tenants:
+        if tenant.name == name:
+            print_json(tenant) if access.is_json else say(tenant.api_key)
+            return
+    raise Rejected(
+        f"{name!r} is no demo tenant of this federation",
+        next_step=f"choose one of {', '.join(tenant.name for tenant in tenants) or 'none'}; "
+        f"or make a key: madang key create --tenant {name}",
+    )
 
 
 def _instant_s(text: str) -> float:
