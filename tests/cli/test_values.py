@@ -10,7 +10,7 @@ from madang.core import Rejected
 from madang.model import ResidencyScope
 
 
-@given(st.sampled_from(list(ResidencyScope)), st.lists(st.from_regex(r"[a-z0-9_]{1,8}\Z"), min_size=1, max_size=4))
+@given(st.sampled_from(list(ResidencyScope)), st.lists(st.from_regex(r"\A[a-z0-9_]{1,8}\Z"), min_size=1, max_size=4))
 def test_what_is_shown_of_a_residency_is_what_is_taken(scope, places):
     if scope is ResidencyScope.SITE:
         places = places[:1]
