@@ -198,6 +198,24 @@ def test_a_hole_keeps_sockets_open_and_passes_nothing_until_healed(tmp_path):
     asyncio.run(play())
 
 
+def test_clients_that_give_up_in_a_hole_do_not_pile_up(tmp_path):
+    async def play():
+        async with relaying(tmp_path) as (ports, target):
+            await command(tmp_path, "set", "daegu", LinkMode.HOLE)
+            patient = await connect(ports["daegu", "gumi"])
+            for _ in range(5):
+                _, writer = await connect(ports["daegu", "gumi"])
+                writer.write(b"said before it left")
+                writer.close()
+            await until(lambda: len(sockets_on([ports["daegu", "gumi"]])) == 2)  # both ends of the patient one
+            await command(tmp_path, "set", "daegu", LinkMode.OK)
+            assert await echo(patient, b"waited") == b"waited"
+            assert bytes(target.received) == b"waited"
+            patient[1].close()
+
+    asyncio.run(play())
+
+
 def test_a_hole_that_becomes_a_cut_resets_what_it_held(tmp_path):
     async def play():
         async with relaying(tmp_path) as (ports, _):

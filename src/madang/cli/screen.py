@@ -86,7 +86,7 @@ class LiveScreen:
 
     def say(self, part: str, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(Text.assemble(("  ✓ ", "green"), (f"{part:<12}", "bold"), text))
+        self._console.print(Text.assemble(("  • ", "cyan"), (f"{part:<12}", "bold"), text))
 
     def show(self, views: list[PartView]) -> None:
         """Take the newest views for the table."""

@@ -40,6 +40,8 @@ from madang.runtime.telemetry import EventLog
 
 _DIAL_TIMEOUT_S = 5.0
 _RESET_WAIT_S = 2.0
+_SWEEP_S = 1.0
+_TCP_CLOSED = (7, 8)  # TCP_CLOSE, TCP_CLOSE_WAIT of net/tcp_states.h
 _CONTROL_TIMEOUT_S = 5.0
 _CONTROL_BYTES_MAX = 4096
 _LINGER_NONE = struct.pack("ii", 1, 0)  # socket(7): close sends RST and drops what is unsent
@@ -97,6 +99,13 @@ class _Half(asyncio.Protocol):
         if not self._holds and self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
+    def is_deserted(self) -> bool:
+        """Return whether the other end has closed, as the kernel knows without anybody reading."""
+        if self.transport is None:
+            return True
+        raw = self.transport.get_extra_info("socket")
+        return bool(raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _TCP_CLOSED)
+
     def close(self, *, is_reset: bool) -> None:
         if self.transport is None:
             return
@@ -147,6 +156,11 @@ class _Pair:
         if self._link.mode is LinkMode.HOLE:
             target.hold("hole")
         self._client.release("dial")
+
+    def sweep(self) -> None:
+        """End a pair whose client gave up before it was ever connected; nobody reads its end of stream."""
+        if self._target is None and self._dial is None and self._client.is_deserted():
+            self.end(is_reset=True)
 
     def _halves(self) -> list[_Half]:
         return [half for half in (self._client, self._target) if half is not None]
@@ -214,6 +228,12 @@ class _Link:
             pair.enter(self.mode)
         return pair
 
+    def sweep(self) -> None:
+        """Forget clients that gave up while the link is a hole, which would pile up with their retries."""
+        if self.mode is LinkMode.HOLE:
+            for pair in list(self._pairs):
+                pair.sweep()
+
     def forget(self, pair: _Pair) -> None:
         """A pair has ended."""
         self._pairs.discard(pair)
@@ -256,7 +276,11 @@ class Relay:
                 control = await asyncio.start_unix_server(self._serve, sock=_open_control(self._settings.run_dir))
                 async with control:
                     self._log.info("relay_ready", links=len(self._links))
-                    await stop.wait()
+                    while not stop.is_set():
+                        with suppress(TimeoutError):
+                            await asyncio.wait_for(stop.wait(), _SWEEP_S)
+                        for link in self._links:
+                            link.sweep()
             finally:
                 for link in self._links:
                     await link.enter(LinkMode.CUT)
