@@ -14,18 +14,20 @@ LINK_LOST_AFTER_S = 5.0
 class HubLink:
     """The link to the hub as this site sees it."""
 
-    def __init__(self, clock: Clock, log: EventLog, *, contact_wall_s: float | None) -> None:
+    def __init__(self, clock: Clock, log: EventLog) -> None:
         """Start without contact in this life.
 
         Args:
             clock: for ages.
             log: told when the link comes and goes.
-            contact_wall_s: last contact of an earlier life, wall time.
+
+        Attributes:
+            contact_wall_s: last contact, wall time; of an earlier life until there is one in this.
         """
         self._clock = clock
         self._log = log
         self._contact_ns: int | None = None
-        self.contact_wall_s = contact_wall_s
+        self.contact_wall_s: float | None = None
         self._was_linked = False
 
     def note_contact(self) -> None:

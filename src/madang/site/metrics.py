@@ -1,0 +1,134 @@
+"""The site's metrics: one catalogue, read from the parts when somebody asks.
+
+Owns names and labels. Refuses request and tenant ids as labels: their number has no bound.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from madang.core import Clock
+from madang.machine.forward import Trouble
+from madang.model import ReplicaPhase
+from madang.runtime.bus import Bus
+from madang.site.agent import DesiredAgent
+from madang.site.desired import DesiredView
+from madang.site.forwarder import Forwarder
+from madang.site.guard import GuardedStore
+from madang.site.intake import Importer, OutboxGauge
+from madang.site.link import HubLink
+from madang.site.nodes import NodeBook
+from madang.site.peers import Peers
+
+
+@dataclass(frozen=True)
+class MetricSources:
+    """The parts that are read."""
+
+    bus: Bus
+    link: HubLink
+    view: DesiredView
+    agent: DesiredAgent
+    store: GuardedStore
+    gauge: OutboxGauge
+    importer: Importer
+    forwarder: Forwarder
+    nodes: NodeBook
+    peers: Peers
+    clock: Clock
+
+
+Reader = Callable[[MetricSources], float]
+
+GAUGES: tuple[tuple[str, str, Reader], ...] = (
+    ("madang_site_bus_connected", "1 while the site's own NATS server is reached.", lambda s: s.bus.is_connected),
+    ("madang_site_hub_linked", "1 while the hub answers.", lambda s: s.link.check()),
+    ("madang_site_hub_contact_age_seconds", "Since the hub was last heard; -1 if never.", lambda s: _age(s.link)),
+    ("madang_site_applied_generation", "Generation of desired state applied last.", lambda s: s.view.generation),
+    ("madang_site_outbox_events", "Usage events that wait for the hub.", lambda s: max(0, s.gauge.rows)),
+    (
+        "madang_site_outbox_oldest_age_seconds",
+        "How long the oldest usage event has waited for the hub.",
+        lambda s: s.gauge.oldest_age_s(s.clock.wall_s()),
+    ),
+    ("madang_site_store_writable", "0 while the site's database cannot be written.", lambda s: not s.store.trouble),
+    ("madang_site_replicas_unplaced", "Replicas wanted here without a place.", lambda s: len(s.nodes.unplaced)),
+)
+
+COUNTERS: tuple[tuple[str, str, Reader], ...] = (
+    ("madang_site_bus_connections_total", "Connections made to its NATS server.", lambda s: s.bus.connections),
+    ("madang_site_desired_applied_total", "Items of desired state applied.", lambda s: s.agent.applied_total),
+    ("madang_site_desired_refused_total", "Items of desired state refused.", lambda s: s.agent.refused_total),
+    ("madang_site_resyncs_total", "Snapshots of desired state applied.", lambda s: s.agent.resyncs_total),
+    ("madang_site_usage_imported_total", "Usage events imported.", lambda s: s.importer.counts.imported),
+    ("madang_site_usage_repeated_total", "Usage events that came before.", lambda s: s.importer.counts.repeated),
+    ("madang_site_usage_damaged_total", "Damaged places in usage segments.", lambda s: s.importer.counts.damaged),
+    ("madang_site_usage_tails_dropped_total", "Torn ends of usage segments.", lambda s: s.importer.counts.tails),
+    (
+        "madang_site_usage_segments_quarantined_total",
+        "Usage segments kept for people to look at.",
+        lambda s: s.importer.counts.quarantined,
+    ),
+    ("madang_site_usage_forwarded_total", "Usage events stored by the hub.", lambda s: s.forwarder.forwarded_total),
+    ("madang_site_usage_batches_total", "Batches stored by the hub.", lambda s: s.forwarder.batches_total),
+    ("madang_site_usage_send_failures_total", "Batches not stored.", lambda s: s.forwarder.failures_total),
+    ("madang_site_digests_heard_total", "Digests of other sites taken.", lambda s: s.peers.heard_total),
+    ("madang_site_digests_refused_total", "Digests of other sites refused.", lambda s: s.peers.refused_total),
+)
+
+
+def _age(link: HubLink) -> float:
+    age_s = link.contact_age_s()
+    return -1.0 if age_s is None else age_s
+
+
+class SiteCollector(Collector):
+    """Reads all metrics at the moment they are asked for."""
+
+    def __init__(self, sources: MetricSources) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric."""
+        for name, text, read in GAUGES:
+            yield GaugeMetricFamily(name, text, value=float(read(self._sources)))
+        for name, text, read in COUNTERS:
+            yield CounterMetricFamily(name, text, value=float(read(self._sources)))
+        yield from self._collect_labelled()
+
+    def _collect_labelled(self) -> Iterable[Metric]:
+        nodes = self._sources.nodes
+        trouble = GaugeMetricFamily(
+            "madang_site_usage_trouble", "1 for the reason why usage does not flow.", labels=["trouble"]
+        )
+        for value in Trouble:
+            if value:
+                trouble.add_metric([value], float(self._sources.forwarder.trouble is value))
+        yield trouble
+        phases = Counter(replica.phase for replica in nodes.replicas())
+        replicas = GaugeMetricFamily("madang_site_replicas", "Replicas seen, by phase.", labels=["phase"])
+        for phase in ReplicaPhase:
+            replicas.add_metric([phase], phases[phase])
+        yield replicas
+        silence = GaugeMetricFamily("madang_site_node_silence_seconds", "Since a node last answered.", labels=["node"])
+        for node in nodes.nodes.values():
+            silence.add_metric([node.name], nodes.silence_s(node))
+        yield silence
+        peers = GaugeMetricFamily(
+            "madang_site_peer_digest_age_seconds", "Age of a peer's newest digest; -1 if none came.", labels=["peer"]
+        )
+        for peer in self._sources.peers.list_peers():
+            peers.add_metric([peer.site], peer.digest_age_s)
+        yield peers
+
+
+def make_registry(sources: MetricSources) -> CollectorRegistry:
+    """Return a registry that reads from the parts."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(SiteCollector(sources))
+    return registry
