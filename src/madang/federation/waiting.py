@@ -105,11 +105,17 @@ class Watcher:
         wanted = self._wanted(site)
         served = self._served(site) if wanted else set()
         if not wanted <= served:
-            ready = status.get("replicas_ready", 0)
-            what = "waits for sites" if site.is_entry_only else f"loads models, {ready} ready"
-            return view(f"{what}; serves {len(served & wanted)} of {len(wanted)} services")
+            what = "waits for sites" if site.is_entry_only else self._describe_replicas(site)
+            return view(f"serves {len(served & wanted)} of {len(wanted)} services; {what}")
         note = "" if mode is LinkMode.OK else f"; its WAN is {mode}: madang wan heal {site.name}"
         return view(f"ready{note}", True)
+
+    def _describe_replicas(self, site: SiteLayout) -> str:
+        """Return `madang-chat starting, madang-embed ready`, with reasons where there are any."""
+        found = self._ask(f"{site.admin_url}/api/v1/replicas", self._credentials.token_of(site.name))
+        rows = found if isinstance(found, list) else (found or {}).get("replicas", [])
+        words = [f"{row['service']} {row['phase']}" + (f" ({row['reason']})" if row["reason"] else "") for row in rows]
+        return ", ".join(words) or "waits for its node"
 
     def _wanted(self, site: SiteLayout) -> set[str]:
         """Return the services that the asking tenant shall find at a site."""
