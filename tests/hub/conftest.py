@@ -1,0 +1,46 @@
+"""Fixtures of the hub's tests: a database of its own for each."""
+
+import hashlib
+
+import pytest
+
+from madang.hub.change import Change
+from madang.hub.seeds import prepare_seeds
+from madang.runtime.clock import SystemEntropy
+from madang.runtime.store import Store, sqlite_url, upgrade_schema
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(sqlite_url(tmp_path / "hub.db"))
+    upgrade_schema(made.engine, "madang.hub:migrations")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def seeds(tmp_path):
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    return prepare_seeds(folder, SystemEntropy())
+
+
+@pytest.fixture
+def change(store):
+    """Run an action as one change, as the admin API does."""
+
+    def run(action, now_s=1000.0):
+        def transact(connection):
+            made = Change(connection, now_s, "admin")
+            result = action(made)
+            made.finish()
+            return result
+
+        return store.write_now(transact)
+
+    return run
+
+
+@pytest.fixture
+def identity():
+    return lambda name: hashlib.sha256(name.encode()).hexdigest()
