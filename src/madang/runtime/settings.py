@@ -30,7 +30,7 @@ def load_settings(
     Args:
         kind: the frozen struct that declares them.
         path: TOML file, or None.
-        env_prefix: `MADANG_HUB_` makes `MADANG_HUB_PORT=1` set `port`; scalars only.
+        env_prefix: `MADANG_HUB_` makes `MADANG_HUB_PORT=1` set `port`; lists and tables are written as in TOML.
         environ: environment to read; the process's own by default.
         flags: values from the command line; None values are ignored.
 
@@ -71,10 +71,21 @@ def _from_environ(kind: type[msgspec.Struct], prefix: str, environ: Mapping[str,
         if name not in environ:
             continue
         try:
-            found[field.name] = msgspec.convert(environ[name], field.type, strict=False, dec_hook=_decode_path)
-        except msgspec.ValidationError as error:
-            raise Rejected(f"environment variable {name}: {error}") from error
+            found[field.name] = _convert_text(environ[name], field.type)
+        except (msgspec.ValidationError, tomllib.TOMLDecodeError) as error:
+            raise Rejected(
+                f"environment variable {name}: {error}",
+                next_step="write a scalar as it is, and a list or table as in TOML",
+            ) from error
     return found
+
+
+def _convert_text(text: str, kind: Any) -> Any:
+    """Return a variable's value: a scalar as it stands, a list or inline table in TOML's syntax."""
+    if text.lstrip().startswith(("[", "{")):
+        value = tomllib.loads(f"value = {text}")["value"]
+        return msgspec.convert(value, kind, strict=True, dec_hook=_decode_path)
+    return msgspec.convert(text, kind, strict=False, dec_hook=_decode_path)
 
 
 def _decode_path(kind: type, value: Any) -> Any:
