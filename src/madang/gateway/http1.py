@@ -14,7 +14,7 @@ from collections.abc import Callable
 from email.utils import formatdate
 from enum import Enum
 from http import HTTPStatus
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
 
@@ -217,8 +217,7 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the first request's clock."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but ancestry
         is_admitted = self._port.admit(self)
         self._deadline.set(self._port.limits.head_timeout_s, self._on_idle)
         if not is_admitted:
@@ -294,7 +293,7 @@ class ServerConnection(asyncio.Protocol):
             self._reject(_http_error(error))
         finally:
             self._is_advancing = False
-        if self._is_read_paused and len(self._buffer) <= PIPELINE_BYTES_MAX and self._state is not _CLOSED:
+        if self._is_read_paused and len(self._buffer) <= PIPELINE_BYTES_MAX and not self._transport.is_closing():
             self._is_read_paused = False
             self._transport.resume_reading()
 
@@ -349,7 +348,7 @@ class ServerConnection(asyncio.Protocol):
             self._body_left = head.content_length
         data, self._buffer = self._buffer, b""
         if not data and head.is_continue_expected:
-            self._transport.write(_CONTINUE)
+            self.write(_CONTINUE)
         self._deadline.set(limits.body_timeout_s, self._on_slow_body)
         if data:
             self._take_body(data)
@@ -390,7 +389,7 @@ class ServerConnection(asyncio.Protocol):
         self._port.handler.on_body(exchange, body)
 
     def _pause_reading(self) -> None:
-        if not self._is_read_paused:
+        if not self._is_read_paused and not self._transport.is_closing():
             self._is_read_paused = True
             self._transport.pause_reading()
 
@@ -410,8 +409,9 @@ class ServerConnection(asyncio.Protocol):
     # --- writing, called by the exchange
 
     def write(self, data: bytes) -> None:
-        """Send bytes."""
-        self._transport.write(data)
+        """Send bytes, unless the connection is on its way out: uvloop refuses them then."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
 
     def head_bytes(self, status: int, fields: bytes, is_close: bool, is_http10: bool) -> bytes:
         """Return the head of an answer up to and without its last empty line."""
@@ -451,7 +451,10 @@ class ServerConnection(asyncio.Protocol):
         self._buffer = b""
         self._body.clear()
         self._body_left = LINGER_BYTES_MAX
-        if self._transport.can_write_eof():
+        if self._is_read_paused and not self._transport.is_closing():
+            self._is_read_paused = False
+            self._transport.resume_reading()
+        if not self._transport.is_closing() and self._transport.can_write_eof():
             self._transport.write_eof()
         self._deadline.set(LINGER_S, self.abort)
 
@@ -467,7 +470,7 @@ class ServerConnection(asyncio.Protocol):
         body = encode_error(error)
         fields = JSON_TYPE + retry_after_line(error) + b"content-length: %d\r\n" % len(body)
         exchange, self._exchange = self._exchange, None
-        self._transport.write(self.head_bytes(error.status, fields, True, False) + b"\r\n" + body)
+        self.write(self.head_bytes(error.status, fields, True, False) + b"\r\n" + body)
         if exchange is not None:
             exchange.leave()
         self._linger()

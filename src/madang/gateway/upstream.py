@@ -8,7 +8,7 @@ The relay's legs call it. Reuse is counted, since a pool that never reuses looks
 import asyncio
 from collections.abc import Callable
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import httptools
 
@@ -171,7 +171,7 @@ class UpstreamPool:
         idle = self._idle.get(target)
         while idle:
             connection = idle.pop()
-            if connection.is_open:
+            if connection.is_usable:
                 self.meter.upstream_reused += 1
                 call.attach(connection)
                 return call
@@ -196,8 +196,10 @@ class UpstreamPool:
             self.meter.upstream_opened += 1
             if call.is_over:
                 connection.abort()
-            else:
+            elif connection.is_usable:
                 call.attach(connection)
+            else:
+                call.fail(Failure.CLOSED, f"{_show(call.target)} closed the connection at once")
 
     def release(self, connection: "UpstreamConnection") -> None:
         """Keep a connection for the next call, or close it when there are enough."""
@@ -257,20 +259,20 @@ class UpstreamConnection(asyncio.Protocol):
         "_is_interim",
         "_is_keep_alive",
         "_is_message_over",
+        "_is_open",
         "_is_reused",
         "_is_spoilt",
         "_parser",
         "_pool",
         "_transport",
         "idle_since",
-        "is_open",
         "target",
     )
 
     def __init__(self, pool: UpstreamPool, target: Target) -> None:
         self._pool = pool
         self.target = target
-        self.is_open = False
+        self._is_open = False
         self.idle_since = 0.0
         self._call: Call | None = None
         self._deadline = Deadline(pool.loop)
@@ -280,6 +282,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._has_heard = self._has_answer = False
         self._is_interim = self._is_message_over = self._is_keep_alive = False
         self._transport: asyncio.Transport
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a request may be sent on it: open, and the upstream has not said it will close."""
+        return self._is_open and not self._transport.is_closing()
 
     def begin(self, call: Call) -> None:
         """Send a call's request."""
@@ -292,7 +299,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def pause(self, is_paused: bool) -> None:
         """Stop or go on reading; a reader that is slow is not an upstream that stalls."""
-        if not self.is_open:
+        if not self.is_usable:
             return
         if is_paused:
             self._transport.pause_reading()
@@ -305,7 +312,7 @@ class UpstreamConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once."""
         self._call = None
-        self.is_open = False
+        self._is_open = False
         self._deadline.stop()
         self._transport.abort()
 
@@ -313,9 +320,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self.is_open = True
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but ancestry
+        self._is_open = True
 
     def data_received(self, data: bytes) -> None:
         """Parse a piece of an answer."""
@@ -346,7 +352,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """End the call that was under way."""
-        self.is_open = False
+        self._is_open = False
         self._deadline.stop()
         call, self._call = self._call, None
         if call is None:

@@ -23,7 +23,7 @@ _HEAD = re.compile(
     rb"([A-Za-z]{1,20}) ([\x21\x22\x24-\x7e]++) HTTP/([0-9])\.([0-9])\r\n((?:" + _FIELD_LINE + rb")*+)\r\n"
 )
 _FIELD = re.compile(rb"(" + _TOKEN + rb"+):[ \t]*([^\r]*)\r\n")
-_BARE_LF = re.compile(rb"(?<!\r)\n|\r(?!\n)")
+_BARE_LF = re.compile(rb"(?<!\r)\n|\r[^\n]")
 _LENGTH = re.compile(rb"[0-9]{1,15}\Z")
 _TARGET = re.compile(rb"(?:https?://[^/?]+)?(/[^?]*)?(\?.*)?\Z", re.IGNORECASE)
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
@@ -88,8 +88,7 @@ def check_partial_head(data: bytes | bytearray, start: int) -> None:
         data: what came so far, without an end of head.
         start: bytes before it were checked earlier.
     """
-    found = _BARE_LF.search(data, max(start - 1, 0), len(data) - 1)
-    if found is not None:
+    if _BARE_LF.search(data, max(start - 1, 0)) is not None:
         raise HttpRejected(400, "a line of the request's head does not end in CR LF")
 
 
