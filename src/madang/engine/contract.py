@@ -1,0 +1,151 @@
+"""What an engine driver must do, whatever the engine.
+
+Owns the protocol: how an engine is launched, how it is asked how it is, what it can and cannot do, how long
+things may take. Refuses to start processes (the node does) and to know chips. Implemented by each folder of
+`madang.engine`; called by the node program.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from madang.model import ReplicaSpec
+
+
+class EngineCapabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine can and cannot do.
+
+    Attributes:
+        endpoints: paths that it serves to a gateway.
+        has_streaming: whether generation can be streamed; a gateway then always asks for streams, since only
+            those are cancelled when the client goes.
+        limits: what it refuses, in words, for people.
+    """
+
+    endpoints: tuple[str, ...]
+    has_streaming: bool
+    limits: tuple[str, ...] = ()
+
+
+class EngineTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """How long things may take, in seconds; accelerators that compile or load for minutes say so here."""
+
+    start_s_max: float = 120.0
+    drain_s_max: float = 30.0
+    term_s_max: float = 5.0
+
+
+class LaunchRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a launch depends on.
+
+    Attributes:
+        spec: the replica.
+        files: verified files of the artifact by name.
+        host, port: where the engine shall listen; always loopback.
+        key_file: holds the bearer token that the engine shall ask for, mode 0600.
+        devices, device_env: what the chip driver granted.
+        threads: CPU threads for generation.
+        prefill_threads: CPU threads for prompts.
+        private_bytes_max: cap of memory that is not file pages.
+    """
+
+    spec: ReplicaSpec
+    files: dict[str, Path]
+    host: str
+    port: int
+    key_file: Path
+    devices: tuple[str, ...]
+    device_env: dict[str, str] = {}
+    threads: int
+    prefill_threads: int
+    private_bytes_max: int
+
+
+class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """How to start an engine.
+
+    Attributes:
+        argv: arguments after the Python interpreter; secrets never stand in them.
+        env: variables to add.
+        private_bytes_max: limit of private writable memory (RLIMIT_DATA). The address space is not limited: a
+            mapped model and thread stacks take many times what they use.
+        open_files_max: RLIMIT_NOFILE.
+    """
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    private_bytes_max: int
+    open_files_max: int = 1024
+
+
+class Verdict(StrEnum):
+    """What a probe found."""
+
+    READY = "ready"
+    LOADING = "loading"
+    SILENT = "silent"
+    SICK = "sick"
+
+
+class EngineReading(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine said of itself.
+
+    Attributes:
+        reason: why it is not ready.
+        running, waiting: requests in flight and queued; None when it does not say.
+        is_simulated: a twin answered.
+    """
+
+    verdict: Verdict
+    reason: str = ""
+    running: int | None = None
+    waiting: int | None = None
+    is_simulated: bool = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is in flight, as far as the engine says."""
+        return not self.running and not self.waiting
+
+
+class EngineDriver(Protocol):
+    """One kind of engine."""
+
+    @property
+    def name(self) -> str:
+        """Return the driver's name, as artifacts carry it."""
+        ...
+
+    @property
+    def program(self) -> str:
+        """Return the module that runs as the engine: its own, or its twin's."""
+        ...
+
+    @property
+    def capabilities(self) -> EngineCapabilities:
+        """Return what the engine can and cannot do."""
+        ...
+
+    @property
+    def times(self) -> EngineTimes:
+        """Return how long things may take."""
+        ...
+
+    def check(self, spec: ReplicaSpec) -> None:
+        """Raise Rejected when this engine can never run this specification."""
+        ...
+
+    def plan_launch(self, request: LaunchRequest) -> LaunchPlan:
+        """Return how to start the engine; pure."""
+        ...
+
+    async def probe(self, endpoint: str, key: str) -> EngineReading:
+        """Ask a running engine how it is; takes at most a few seconds and raises nothing for a broken engine.
+
+        Args:
+            endpoint: `http://host:port`.
+            key: its bearer token.
+        """
+        ...
