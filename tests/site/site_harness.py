@@ -13,13 +13,13 @@ import sys
 
 import httpx
 import msgspec
+from tests.hub.hub_harness import NatsProcess, enrol, free_port, make_bus, until
 
 from madang.runtime.files import read_secret
 from madang.runtime.nats import nats_server_path
 from madang.site.bootstrap import SITE_USER, install_creds, password_file, prepare_site
 from madang.site.settings import SiteSettings
 from madang.wire.feed import LIVE_FILE, SNAPSHOT_FILE, decode_live, decode_snapshot
-from tests.hub.hub_harness import NatsProcess, enrol, free_port, make_bus, until
 
 SITE_TOKEN = "test-site-token"
 

@@ -28,8 +28,8 @@ def make_event(number, attempt=1, tenant="t1", **changes):
     return UsageEvent(**{**values, **changes})
 
 
-def records(*numbers):
-    return b"".join(encode_record(make_event(number)) for number in numbers)
+def records(*numbers, **changes):
+    return b"".join(encode_record(make_event(number, **changes)) for number in numbers)
 
 
 class Worker:
