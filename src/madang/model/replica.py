@@ -45,6 +45,7 @@ class ReplicaObserved(msgspec.Struct, frozen=True, kw_only=True):
         restarts: starts after the first since the replica was planned.
         since_s: wall time at which the phase was entered.
         progress: 0 to 1 while fetching, None otherwise.
+        is_simulated: true when a twin answers in the engine's place.
     """
 
     replica_id: ReplicaId
@@ -62,3 +63,4 @@ class ReplicaObserved(msgspec.Struct, frozen=True, kw_only=True):
     progress: float | None = None
     slots: int = 1
     artifact_sha256: str = ""
+    is_simulated: bool = False

@@ -17,8 +17,12 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         artifact_stores: base URLs asked first, in order (the federation's store, peer sites).
         artifact_dirs: local folders or mounted sticks searched next.
         chips: chip drivers to load.
-        engine_threads: CPU threads of one engine; 0 means all cores.
+        engine_threads: CPU threads with which one engine generates; 0 means all that its chips grant. Where
+            several engines share few cores, 1 serves all of them better than threads that wait for each other.
+        engine_prefill_threads: CPU threads with which one engine reads prompts; 0 means all.
         engine_memory_bytes_max: cap of an engine's private memory.
+        engine_twins: engines that are played by their twins on this node, for tests and rehearsals; what they
+            answer is marked as simulated.
     """
 
     name: str
@@ -32,4 +36,6 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     artifact_dirs: tuple[Path, ...] = ()
     chips: tuple[str, ...] = ("cpu",)
     engine_threads: int = 0
+    engine_prefill_threads: int = 0
     engine_memory_bytes_max: int = 8 * 1024**3
+    engine_twins: tuple[str, ...] = ()

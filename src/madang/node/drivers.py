@@ -1,0 +1,39 @@
+"""Which chip and engine drivers a node knows.
+
+Owns the two lists. Refuses to know what they do. Called by the node program when it starts.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from madang.chip.contract import ChipDriver
+from madang.chip.cpu.driver import CpuDriver
+from madang.core import Clock, NodeId, Rejected
+from madang.engine.contract import EngineDriver
+from madang.engine.embed import driver as embed
+from madang.engine.llama_cpp import driver as llama_cpp
+
+
+def make_chip_drivers(kinds: Sequence[str], node: NodeId, clock: Clock) -> tuple[ChipDriver, ...]:
+    """Return the drivers that the settings name; raises Rejected naming the known ones."""
+    known = {CpuDriver.kind: CpuDriver}
+    for kind in kinds:
+        if kind not in known:
+            raise Rejected(f"setting chips: no chip driver {kind!r}; known: {', '.join(sorted(known))}")
+    return tuple(known[kind](node, clock) for kind in kinds)
+
+
+def make_engine_drivers(twins: Sequence[str]) -> Mapping[str, EngineDriver]:
+    """Return every engine driver by name; those named in `twins` start their twin's program."""
+    programs = {
+        embed.EmbedDriver.name: (embed.PROGRAM, embed.TWIN_PROGRAM),
+        llama_cpp.LlamaCppDriver.name: (llama_cpp.PROGRAM, llama_cpp.TWIN_PROGRAM),
+    }
+    for name in twins:
+        if name not in programs:
+            raise Rejected(f"setting engine_twins: no engine {name!r}; known: {', '.join(sorted(programs))}")
+    chosen = {name: twin if name in twins else own for name, (own, twin) in programs.items()}
+    drivers: tuple[EngineDriver, ...] = (
+        embed.EmbedDriver(chosen[embed.EmbedDriver.name]),
+        llama_cpp.LlamaCppDriver(chosen[llama_cpp.LlamaCppDriver.name]),
+    )
+    return {driver.name: driver for driver in drivers}

@@ -1,0 +1,61 @@
+"""The node's metrics: phases and restarts of replicas, readings of chips.
+
+Owns their names. Refuses to keep numbers: each scrape reads the board. Called by the admin API.
+"""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from madang.model import ReplicaPhase
+from madang.node.board import Board
+
+
+class NodeCollector(Collector):
+    """Turns the board into metrics."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def collect(self) -> Iterable[Metric]:
+        """Return all of them."""
+        yield GaugeMetricFamily(
+            "madang_node_plan_generation", "Generation of the accepted plan", value=self._board.generation
+        )
+        replicas = self._board.replicas
+        phases = GaugeMetricFamily("madang_node_replicas", "Replicas by phase", labels=("phase",))
+        for phase in ReplicaPhase:
+            phases.add_metric((phase.value,), sum(replica.phase is phase for replica in replicas))
+        yield phases
+        restarts = CounterMetricFamily(
+            "madang_node_replica_restarts", "Starts of an engine after its first", labels=("replica", "service")
+        )
+        for replica in replicas:
+            restarts.add_metric((replica.replica_id, replica.service), replica.restarts)
+        yield restarts
+        yield from self._chip_metrics()
+
+    def _chip_metrics(self) -> Iterable[Metric]:
+        fields = (
+            ("madang_node_chip_utilisation_ratio", "Utilisation of a chip, 0 to 1", "utilisation"),
+            ("madang_node_chip_temperature_celsius", "Temperature of a chip", "temperature_c"),
+            ("madang_node_chip_power_watts", "Power drawn by a chip", "power_w"),
+            ("madang_node_chip_memory_bytes", "Memory that engines may use", "memory_bytes"),
+            ("madang_node_chip_memory_free_bytes", "Memory that is free", "memory_free_bytes"),
+        )
+        for name, text, field in fields:
+            family = GaugeMetricFamily(name, text, labels=("chip", "kind"))
+            for chip in self._board.chips:
+                value = getattr(chip, field)
+                if value is not None:
+                    family.add_metric((chip.chip_id, chip.kind), value)
+            yield family
+
+
+def make_registry(board: Board) -> CollectorRegistry:
+    """Return a registry that holds exactly the node's metrics."""
+    registry = CollectorRegistry()
+    registry.register(NodeCollector(board))
+    return registry

@@ -1,0 +1,204 @@
+"""The node program: chips, engines and the admin API of one server, wired together.
+
+Owns the composition and the accepted plan. Refuses to decide placements (the site does) and the lives of
+engines (the replica machine does). Started by `madang.node.__main__`.
+
+When it ends, engines go on; when it starts, it adopts those that its plan still wants and ends the others.
+"""
+
+import asyncio
+import contextlib
+import math
+import signal
+from collections.abc import Iterator, Sequence
+
+import uvicorn
+
+from madang.core import Clock, Entropy, NodeId, SiteId
+from madang.model import Chip, ReplicaSpec
+from madang.node.api import make_app
+from madang.node.artifacts import ArtifactFetcher
+from madang.node.board import Board
+from madang.node.bootstrap import prepare_node
+from madang.node.cache import ArtifactCache
+from madang.node.chips import ChipBook
+from madang.node.drivers import make_chip_drivers, make_engine_drivers
+from madang.node.host import Engine, EngineHost
+from madang.node.keeper import KeeperParts, ReplicaKeeper, hash_spec
+from madang.node.plans import accept_plan, check_plan, load_plan
+from madang.node.records import EngineRecord, is_any_alive
+from madang.node.settings import NodeSettings
+from madang.runtime.files import read_secret
+from madang.runtime.listening import open_listener
+from madang.runtime.telemetry import EventLog
+from madang.wire.node_api import NodePlan
+
+_STOP_S = 2.0
+_KEEP_ALIVE_S = 90
+_CONNECTIONS_MAX = 100
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: the program owns them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class NodeProgram:
+    """One node."""
+
+    def __init__(self, settings: NodeSettings, clock: Clock, entropy: Entropy, log: EventLog) -> None:
+        self._settings = settings
+        self._log = log
+        self._site, self._node = SiteId(settings.site), NodeId(settings.name)
+        self._drivers = make_engine_drivers(settings.engine_twins)
+        self._board = Board(self._node, entropy.token_bytes(8).hex(), clock)
+        self._chips = ChipBook(make_chip_drivers(settings.chips, self._node, clock), self._see_chips, log)
+        self._host = EngineHost(settings, clock, entropy)
+        fetcher = ArtifactFetcher(ArtifactCache(settings.cache_dir), settings.artifact_stores, settings.artifact_dirs)
+        self._parts = KeeperParts(
+            settings=settings,
+            drivers=self._drivers,
+            fetcher=fetcher,
+            host=self._host,
+            chips=self._chips,
+            board=self._board,
+            clock=clock,
+            entropy=entropy,
+            log=log,
+        )
+        self._plan: NodePlan | None = None
+        self._keepers: dict[str, ReplicaKeeper] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._group: asyncio.TaskGroup | None = None
+        self._stop = asyncio.Event()
+        self._has_chips = False
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT and return the exit code; engines are left running."""
+        prepare_node(self._settings)
+        token = read_secret(self._settings.token_file).decode("utf-8")
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        # Bound first: a second node on the same state must fail before it touches engines.
+        listener = open_listener(self._settings.listen_host, self._settings.port)
+        server = _Server(
+            uvicorn.Config(
+                make_app(self, self._board, token, self._log),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                limit_concurrency=_CONNECTIONS_MAX,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=math.ceil(_STOP_S),
+                server_header=False,
+            )
+        )
+        self._plan = load_plan(self._settings.state_dir)
+        await self._chips.read()
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            await self._adopt_engines()
+            serving = group.create_task(server.serve(sockets=[listener]), name="admin_http")
+            reading = group.create_task(self._chips.run(), name="chips")
+            self._log.info("node_started", port=self._settings.port, replicas=len(self._keepers))
+            await self._stop.wait()
+            self._board.wake()
+            server.should_exit = True
+            await serving
+            reading.cancel()
+            for task in self._tasks:
+                task.cancel()
+        self._log.info("node_stopped", engines_left=sum(replica.pid > 0 for replica in self._board.replicas))
+        return 0
+
+    # What the admin API asks for
+
+    def apply_plan(self, plan: NodePlan) -> None:
+        """Accept a plan and start carrying it out."""
+        check_plan(plan, self._site, self._node, self._settings.state_dir)
+        if not accept_plan(plan, self._plan, self._settings.state_dir):
+            return
+        self._plan = plan
+        self._log.info("plan_accepted", plan_gen=plan.generation, replicas=len(plan.replicas))
+        self._carry_out(plan)
+
+    def restart_replica(self, replica_id: str) -> bool:
+        """Ask for a fresh engine of one replica."""
+        keeper = self._keepers.get(replica_id)
+        if keeper is not None:
+            keeper.restart()
+        return keeper is not None
+
+    def find_problems(self) -> Sequence[str]:
+        """Return what keeps the node from being ready."""
+        return () if self._has_chips else ("no chip was read yet",)
+
+    def is_ending(self) -> bool:
+        """Return whether SIGTERM came."""
+        return self._stop.is_set()
+
+    # Carrying out
+
+    def _carry_out(self, plan: NodePlan) -> None:
+        wanted = {spec.replica_id: spec for spec in plan.replicas}
+        for replica_id, keeper in self._keepers.items():
+            if replica_id not in wanted:
+                keeper.unplan()
+        for spec in wanted.values():
+            kept = self._keepers.get(spec.replica_id)
+            if kept is None:
+                kept = self._keep(ReplicaKeeper(spec, self._parts))
+            kept.plan(spec)
+        self._board.accept(plan.generation)
+
+    async def _adopt_engines(self) -> None:
+        """Take over the engines that the plan wants, end the others, and start what is missing."""
+        specs = self._plan.replicas if self._plan is not None else ()
+        wanted: dict[str, ReplicaSpec] = {spec.replica_id: spec for spec in specs}
+        records = {record.replica_id: record for record in self._host.records()}
+        found = {key: self._find_engine(wanted[key], record) for key, record in records.items() if key in wanted}
+        async with asyncio.TaskGroup() as group:
+            for key, record in records.items():
+                if found.get(key) is None:
+                    group.create_task(self._end_orphan(record, is_forgotten=key not in wanted))
+        for key, spec in wanted.items():
+            launches = records[key].launch if key in records else 0
+            self._keep(ReplicaKeeper(spec, self._parts, found.get(key), launches))
+        if self._plan is not None:
+            self._carry_out(self._plan)
+
+    def _find_engine(self, spec: ReplicaSpec, record: EngineRecord) -> Engine | None:
+        if record.spec_hash != hash_spec(spec, self._drivers):
+            return None
+        return self._host.adopt(record)
+
+    async def _end_orphan(self, record: EngineRecord, *, is_forgotten: bool) -> None:
+        if is_any_alive(record):
+            self._log.warning("orphan_ended", replica_id=record.replica_id, pid=record.engine.pid)
+            await self._host.end(record)
+        if is_forgotten:
+            self._host.forget(record.replica_id)
+
+    def _keep(self, keeper: ReplicaKeeper) -> ReplicaKeeper:
+        assert self._group is not None
+        self._keepers[keeper.replica_id] = keeper
+        task = self._group.create_task(self._run_keeper(keeper), name=f"keep-{keeper.replica_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return keeper
+
+    async def _run_keeper(self, keeper: ReplicaKeeper) -> None:
+        await keeper.run()
+        del self._keepers[keeper.replica_id]
+        for spec in self._plan.replicas if self._plan is not None else ():
+            if spec.replica_id == keeper.replica_id:  # planned again while it was being forgotten
+                self._keep(ReplicaKeeper(spec, self._parts)).plan(spec)
+
+    def _see_chips(self, chips: tuple[Chip, ...]) -> None:
+        self._has_chips = self._has_chips or bool(chips)
+        self._board.see_chips(chips)
