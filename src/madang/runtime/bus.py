@@ -129,6 +129,7 @@ class Bus:
         self._lost = asyncio.Event()
         self._connected = asyncio.Event()
         self._complaints: set[str] = set()
+        self._reason = ""
         self.connections = 0
         """Connections made so far."""
 
@@ -160,7 +161,7 @@ class Bus:
                 async with self._connection():
                     failures = 0
                     await self._lost.wait()
-                    self._log.warning("bus_lost", url=self._url)
+                    self._log.warning("bus_lost", url=self._url, reason=self._reason)
             except Unavailable as error:
                 failures += 1
                 if failures == 1:
@@ -186,6 +187,7 @@ class Bus:
     async def _connect(self, client: Client) -> None:
         self._lost = lost = asyncio.Event()
         self._complaints = set()
+        self._reason = ""
 
         async def on_closed() -> None:
             lost.set()
@@ -228,6 +230,9 @@ class Bus:
     async def _on_error(self, error: Exception) -> None:
         """Log what the server or client complains of, once per connection and text, bounded."""
         text = f"{type(error).__name__}: {error}"[:300]
+        if isinstance(error, errors.StaleConnectionError | OSError):
+            self._reason = text
+            return
         if not self.is_connected or text in self._complaints or len(self._complaints) >= _COMPLAINTS_MAX:
             return
         self._complaints.add(text)
