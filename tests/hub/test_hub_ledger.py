@@ -6,40 +6,18 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.hub.usage_events import make_batch
+from tests.hub.usage_events import make_event as event
 
-from madang.core import make_event_id, make_request_id
 from madang.hub import ledger
 from madang.hub.ledger import enter, find_problem, judge_batch, read_events, read_refusals, read_totals, sum_usage
 from madang.hub.tables import LEDGER
-from madang.model import Outcome, UsageEvent
+from madang.model import Outcome
 from madang.runtime.store import Store, sqlite_url, upgrade_schema
-from madang.wire.bus import UsageBatch, encode
-
-
-def event(number=1, attempt=1, *, site="daegu", entry="daegu", **fields):
-    request_id = make_request_id(entry, 1_790_000_000_000 + number, bytes(8) + number.to_bytes(2, "big"))
-    values = {
-        "event_id": make_event_id(request_id, attempt),
-        "request_id": request_id,
-        "attempt": attempt,
-        "tenant_id": "clinic",
-        "key_id": "k1",
-        "service": "chat",
-        "model": "m",
-        "endpoint": "/v1/chat/completions",
-        "entry_site": entry,
-        "site": site,
-        "prompt_tokens": 10,
-        "completion_tokens": 5,
-        "started_at_s": 1_790_000_000.25,
-        "duration_s": 0.5,
-        "ttft_s": 0.1,
-    }
-    return UsageEvent(**{**values, **fields})
 
 
 def batch(*events, site="daegu"):
-    return encode(UsageBatch(site=site, batch_id="b", events=events))
+    return make_batch(site, *events)
 
 
 def put(store, *events, refusals=()):

@@ -19,6 +19,7 @@ from madang.hub.seeds import (
     prepare_seeds,
 )
 from madang.hub.settings import HubSettings
+from madang.hub.streams import file_bytes_max
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.files import replace_file, write_secret
 from madang.runtime.nats import HubNats, format_creds, render_hub_conf
@@ -85,7 +86,7 @@ def prepare_hub(settings: HubSettings, *, clock: Clock | None = None, entropy: E
             seeds.system_key: compose_system(seeds, now_s),
             seeds.account_key: _keep_account_jwt(paths, seeds, now_s),
         },
-        max_file_bytes=settings.nats_file_bytes_max,
+        max_file_bytes=file_bytes_max(settings.usage_stream_bytes_max),
     )
     replace_file(config, render_hub_conf(facts).encode(), mode=0o600)
     return HubPrepared(nats_config=config)

@@ -16,6 +16,7 @@ from madang.core import Clock, Rejected, Unavailable
 from madang.hub.bootstrap import HubPaths
 from madang.hub.seeds import HubSeeds, compose_account
 from madang.hub.tables import NATS_CLAIMS
+from madang.hub.trouble import Trouble
 from madang.runtime.bus import Bus
 from madang.runtime.files import write_secret
 from madang.runtime.nats import decode_claims
@@ -114,8 +115,12 @@ class ClaimsKeeper:
         self._clock = clock
         self._log = log
         self._woken = asyncio.Event()
-        self.is_current = False
-        """Whether the server was seen to hold the database's JWT."""
+        self._trouble = Trouble(log, failed="claims_not_current", works="claims_current")
+
+    @property
+    def is_current(self) -> bool:
+        """Return whether the server was seen to hold the database's JWT."""
+        return self._trouble.is_working
 
     def wake(self) -> None:
         """Look now: something was revoked."""
@@ -128,11 +133,10 @@ class ClaimsKeeper:
             self._woken.clear()
             try:
                 await self._reconcile()
+                self._trouble.note_success()
                 wait_s = _CHECK_PERIOD_S
             except Unavailable as error:
-                if self.is_current:
-                    self._log.warning("claims_not_pushed", reason=error.message)
-                self.is_current = False
+                self._trouble.note_failure(error.message)
                 wait_s = _RETRY_S
             try:
                 async with asyncio.timeout(wait_s):
@@ -150,7 +154,6 @@ class ClaimsKeeper:
         held = await self._bus.request(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP", b"", timeout_s=_TIMEOUT_S)
         if held.data.decode(errors="replace") != token:
             await self._push(token)
-        self.is_current = True
 
     async def _push(self, token: str) -> None:
         answer = await self._bus.request("$SYS.REQ.CLAIMS.UPDATE", token.encode(), timeout_s=_TIMEOUT_S)

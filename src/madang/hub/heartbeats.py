@@ -29,7 +29,7 @@ from madang.wire.bus import Heartbeat, ResyncPart, decode, encode, site_of_subje
 _PENDING_MAX = 4096
 _SAVE_PERIOD_S = 5.0
 _PART_TIMEOUT_S = 5.0
-_PART_ATTEMPTS = 3
+_PART_ATTEMPTS = 2
 _RESYNCS_AT_ONCE = 8
 
 
@@ -176,32 +176,36 @@ class Heartbeats:
         generation = await self._changer.run(act, actor=ACTOR_HUB)
         self._log.warning("generation_jumped", site_id=site, above=above, generation=generation)
 
-    async def resync(self, site: SiteId) -> int:
+    async def resync(self, site: SiteId, *, attempts: int = _PART_ATTEMPTS) -> int:
         """Send a site the whole of what it shall hold and return the generation it applied.
+
+        Args:
+            site: a live site.
+            attempts: how often each part is sent before giving up; each waits up to 5 s.
 
         Raises:
             Unavailable: the site did not answer, or refused.
             Rejected: its answer was malformed.
         """
         async with self._locks[site]:
-            return await self._resync(site)
+            return await self._resync(site, attempts)
 
-    async def _resync(self, site: SiteId) -> int:
+    async def _resync(self, site: SiteId, attempts: int) -> int:
         (generation, _), items = await self._store.read(
             lambda c: (read_wanted_hash(c, site), read_items(c, site, is_live_only=True))
         )
         resync_id = self._entropy.token_bytes(8).hex()
         for part in make_resync_parts(site, resync_id, generation, items):
-            await self._send_part(site, part)
+            await self._send_part(site, part, attempts)
         return generation
 
-    async def _send_part(self, site: SiteId, part: ResyncPart) -> None:
+    async def _send_part(self, site: SiteId, part: ResyncPart, attempts: int) -> None:
         data = encode(part)
-        for attempt in range(1, _PART_ATTEMPTS + 1):
+        for attempt in range(1, attempts + 1):
             try:
                 reply = await self._caller.call(site, "resync", data, timeout_s=_PART_TIMEOUT_S)
             except Unavailable:
-                if attempt == _PART_ATTEMPTS:
+                if attempt == attempts:
                     raise
                 continue
             if not reply.is_ok:

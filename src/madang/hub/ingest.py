@@ -8,10 +8,11 @@ ended, so that it comes no more.
 import asyncio
 
 from madang.core import Clock, Conflict, Fault, Rejected, Unavailable
-from madang.hub.jetstream import ACK, TERM, JetStream, StreamMessage
-from madang.hub.ledger import Refusal, enter, judge_batch
+from madang.hub.jetstream import ACK, TERM, JetStream, StreamMessage, StreamState
+from madang.hub.ledger import IngestFloor, Refusal, enter, judge_batch, read_floor, write_floor
 from madang.hub.metrics import HubMetrics
 from madang.hub.streams import USAGE_CONSUMER, USAGE_STREAM, usage_consumer, usage_stream
+from madang.hub.trouble import Trouble
 from madang.model import UsageEvent
 from madang.runtime.bus import Bus
 from madang.runtime.store import Store
@@ -60,8 +61,13 @@ class Ingest:
         self._log = log
         self._pull = jetstream.listen("usage", pending_max=_PULL_PENDING_MAX)
         self._is_nearly_full = False
-        self.is_running = False
-        """Whether the consumer is there and was pulled from without an error since."""
+        self._begun_at = ""
+        self._trouble = Trouble(log, failed="ingest_paused", works="ingest_running")
+
+    @property
+    def is_running(self) -> bool:
+        """Return whether the consumer is there and was pulled from without an error since."""
+        return self._trouble.is_working
 
     async def run(self) -> None:
         """Ingest until cancelled."""
@@ -69,26 +75,41 @@ class Ingest:
             await self._bus.wait_connected()
             try:
                 await self._prepare()
-                if not self.is_running:
-                    self._log.info("ingest_running")
-                self.is_running = True
+                self._trouble.note_success()
                 await self._pull_for(_CHECK_PERIOD_S)
             except (Unavailable, Conflict, Fault) as error:
-                if self.is_running:
-                    self._log.warning("ingest_paused", reason=error.message)
-                self.is_running = False
+                self._trouble.note_failure(error.message)
                 await asyncio.sleep(_RETRY_S)
 
     async def _prepare(self) -> None:
         """Make the stream and the consumer again if somebody deleted them, and see how full the stream is."""
         state = await self._jetstream.ensure_stream(usage_stream(self._stream_bytes_max))
-        await self._jetstream.ensure_consumer(USAGE_STREAM, usage_consumer())
+        await self._prepare_consumer(state)
         fill = state.bytes / self._stream_bytes_max
         self._metrics.usage_stream_fill.set(fill)
         if (fill >= _FILL_WARNING) is not self._is_nearly_full:
             self._is_nearly_full = not self._is_nearly_full
             event = "usage_stream_nearly_full" if self._is_nearly_full else "usage_stream_has_room"
             self._log.warning(event, fill=round(fill, 3), bytes_max=self._stream_bytes_max)
+
+    async def _prepare_consumer(self, state: StreamState) -> None:
+        """Begin at the database's floor when the program starts or the consumer is new; else remember the floor.
+
+        A message is acknowledged after its commit, so the consumer's floor is one that the database has reached. A
+        database that was restored from an older copy has an older floor, and gets again what it lacks.
+        """
+        floor = await self._store.read(lambda c: read_floor(c, USAGE_STREAM))
+        if floor.created != state.created or floor.seq > state.last_seq:
+            floor = IngestFloor(created=state.created, seq=0)
+        acknowledged = await self._jetstream.ack_floor(USAGE_STREAM, USAGE_CONSUMER)
+        if self._begun_at != state.created or acknowledged is None:
+            await self._jetstream.delete_consumer(USAGE_STREAM, USAGE_CONSUMER)
+            await self._jetstream.ensure_consumer(USAGE_STREAM, usage_consumer(floor.seq + 1))
+            self._begun_at = state.created
+            self._log.info("ingest_begins", seq=floor.seq + 1)
+        elif acknowledged != floor.seq:
+            reached = IngestFloor(created=state.created, seq=acknowledged)
+            await self._store.write(lambda c: write_floor(c, USAGE_STREAM, reached))
 
     async def _pull_for(self, duration_s: float) -> None:
         loop = asyncio.get_running_loop()

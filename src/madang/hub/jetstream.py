@@ -41,6 +41,7 @@ class StreamState(msgspec.Struct, frozen=True, kw_only=True):
     last_seq: int
     messages: int
     bytes: int
+    consumers: int
 
 
 class StreamMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +107,11 @@ class JetStream:
             answer = await self.call(f"STREAM.UPDATE.{name}", {**found, **config})
         state = answer["state"]
         return StreamState(
-            created=answer["created"], last_seq=state["last_seq"], messages=state["messages"], bytes=state["bytes"]
+            created=answer["created"],
+            last_seq=state["last_seq"],
+            messages=state["messages"],
+            bytes=state["bytes"],
+            consumers=state["consumer_count"],
         )
 
     async def ensure_consumer(self, stream: str, config: Mapping[str, Any]) -> None:
@@ -123,6 +128,16 @@ class JetStream:
             names += page
             if not page or len(names) >= answer["total"]:
                 return frozenset(names)
+
+    async def ack_floor(self, stream: str, name: str) -> int | None:
+        """Return up to which sequence number a consumer has everything acknowledged; None when it does not exist."""
+        try:
+            answer = await self.call(f"CONSUMER.INFO.{stream}.{name}")
+        except JetStreamRefused as error:
+            if error.err_code != _CONSUMER_NOT_FOUND:
+                raise
+            return None
+        return int(answer["ack_floor"]["stream_seq"])
 
     async def delete_consumer(self, stream: str, name: str) -> None:
         """Delete a consumer; one that does not exist is fine."""

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from madang.core import Rejected, parse_event_id, site_of_request
-from madang.hub.tables import LEDGER, LEDGER_REFUSED
+from madang.hub.tables import INGEST_FLOOR, LEDGER, LEDGER_REFUSED
 from madang.model import UsageEvent
 from madang.wire.bus import UsageBatch, decode
 
@@ -207,6 +207,25 @@ def _note_refusals(connection: sa.Connection, refusals: Sequence[Refusal], now_s
     if refusals:
         newest = connection.scalar(sa.select(sa.func.max(LEDGER_REFUSED.c.row_id))) or 0
         connection.execute(LEDGER_REFUSED.delete().where(LEDGER_REFUSED.c.row_id <= newest - REFUSED_ROWS_MAX))
+
+
+class IngestFloor(msgspec.Struct, frozen=True, kw_only=True):
+    """Up to where a stream is in the ledger; `created` tells the stream from one made anew under its name."""
+
+    created: str
+    seq: int
+
+
+def read_floor(connection: sa.Connection, stream: str) -> IngestFloor:
+    """Return a stream's floor; nothing of an unknown stream is in the ledger."""
+    row = connection.execute(sa.select(INGEST_FLOOR).where(INGEST_FLOOR.c.stream == stream)).first()
+    return IngestFloor(created="", seq=0) if row is None else IngestFloor(created=row.created, seq=row.seq)
+
+
+def write_floor(connection: sa.Connection, stream: str, floor: IngestFloor) -> None:
+    """Remember a stream's floor."""
+    connection.execute(INGEST_FLOOR.delete().where(INGEST_FLOOR.c.stream == stream))
+    connection.execute(INGEST_FLOOR.insert().values(stream=stream, created=floor.created, seq=floor.seq))
 
 
 class LedgerTotals(msgspec.Struct, frozen=True, kw_only=True):

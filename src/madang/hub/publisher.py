@@ -18,15 +18,16 @@ from madang.hub.desired_store import drop_old_tombstones, read_items, read_live_
 from madang.hub.jetstream import JetStream, StreamState
 from madang.hub.metrics import HubMetrics
 from madang.hub.streams import DESIRED_SUBJECTS, desired_consumer, desired_stream, desired_subjects_of
+from madang.hub.trouble import Trouble
 from madang.runtime.bus import Bus
 from madang.runtime.nats import DESIRED_STREAM
 from madang.runtime.store import Store
 from madang.runtime.telemetry import EventLog
 from madang.wire.bus import desired_subject, encode
 
-TICK_S = 5.0
-_CONSUMERS_CHECK_TICKS = 12
-_TOMBSTONES_CHECK_TICKS = 720
+TICK_S = 2.0
+_CONSUMERS_CHECK_TICKS = 30
+_TOMBSTONES_CHECK_TICKS = 1800
 _IN_FLIGHT_MAX = 64
 _RETRY_S = 1.0
 _DIGEST_BYTES = 16
@@ -62,8 +63,12 @@ class Publisher:
         self._published: dict[SiteId, int] = {}
         self._consumers: set[str] = set()
         self._ticks = 0
-        self.is_current = False
-        """Whether the bucket was seen to hold what SQL wants."""
+        self._trouble = Trouble(log, failed="desired_not_published", works="desired_published")
+
+    @property
+    def is_current(self) -> bool:
+        """Return whether the bucket was seen to hold what SQL wants."""
+        return self._trouble.is_working
 
     def wake(self) -> None:
         """Look now: something was committed."""
@@ -78,13 +83,9 @@ class Publisher:
             wait_s = TICK_S
             try:
                 await self._reconcile(is_tick=is_tick)
-                if not self.is_current:
-                    self._log.info("desired_published", generations=len(self._published))
-                self.is_current = True
+                self._trouble.note_success()
             except Unavailable as error:
-                if self.is_current:
-                    self._log.warning("desired_not_published", reason=error.message)
-                self.is_current = False
+                self._trouble.note_failure(error.message)
                 # What was sent and not confirmed may be there or not: only reading tells.
                 self._bucket = None
                 wait_s = _RETRY_S
@@ -96,8 +97,7 @@ class Publisher:
                 is_tick = True
 
     async def _reconcile(self, *, is_tick: bool) -> None:
-        if is_tick or self._bucket is None:
-            await self._check_bucket()
+        state = await self._check_bucket() if is_tick or self._bucket is None else None
         generations = await self._store.read(read_live_generations)
         await self._drop_other_sites(set(generations))
         for site, generation in generations.items():
@@ -108,11 +108,11 @@ class Publisher:
             if site not in self._consumers:
                 await self._jetstream.ensure_consumer(DESIRED_STREAM, desired_consumer(site))
                 self._consumers.add(site)
-        if is_tick:
-            await self._do_chores(set(generations))
+        if state is not None:
+            await self._do_chores(set(generations), state.consumers)
 
-    async def _check_bucket(self) -> None:
-        """Read the bucket again unless it is the one that we alone wrote to."""
+    async def _check_bucket(self) -> StreamState:
+        """Return the bucket's state, having read it again unless it is the one that we alone wrote to."""
         state = await self._jetstream.ensure_stream(desired_stream())
         known = self._bucket
         if known is not None and (state.created, state.last_seq, state.messages) == (
@@ -120,7 +120,7 @@ class Publisher:
             known.last_seq,
             sum(len(items) for items in self._held.values()),
         ):
-            return
+            return state
         if known is not None:
             self._log.warning("bucket_changed_by_others", is_new=state.created != known.created)
         self._held.clear()
@@ -130,6 +130,7 @@ class Publisher:
             site = SiteId(message.subject.split(".", 3)[2])
             self._held[site][message.subject] = _digest(message.data)
         self._bucket = state
+        return state
 
     async def _publish_site(self, site: SiteId) -> None:
         """Send what the bucket lacks of a site; the whole site is compared when it was not seen before."""
@@ -172,8 +173,8 @@ class Publisher:
             await self._jetstream.delete_consumer(DESIRED_STREAM, name)
             self._consumers.discard(name)
 
-    async def _do_chores(self, sites: set[SiteId]) -> None:
-        if self._ticks % _CONSUMERS_CHECK_TICKS == 0:
+    async def _do_chores(self, sites: set[SiteId], consumers: int) -> None:
+        if consumers != len(sites) or self._ticks % _CONSUMERS_CHECK_TICKS == 0:
             names = await self._jetstream.consumer_names(DESIRED_STREAM)
             for site in sorted(sites - names):
                 await self._jetstream.ensure_consumer(DESIRED_STREAM, desired_consumer(site))

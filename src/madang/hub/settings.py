@@ -16,9 +16,8 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         artifact_dir: the federation's content-addressed artifact store, served at `/artifacts/<sha256>`.
         nats_host, nats_port, nats_leaf_port, nats_monitor_port: its NATS server.
         nats_leaf_host: where its leaf port listens; empty means `nats_host`.
-        nats_file_bytes_max: disk that all its streams may take together.
-        usage_stream_bytes_max: of it, the stream of usage events, which keeps 30 days; when it is full, sites
-            keep their events until it has room.
+        usage_stream_bytes_max: disk that the stream of usage events may take; it keeps 30 days, and when it is
+            full, sites keep their events until it has room.
         heartbeat_stale_after_s, heartbeat_lost_after_s: a site is `stale`, then `unreachable`.
     """
 
@@ -33,7 +32,6 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     nats_leaf_port: int = 7704
     nats_monitor_port: int = 7705
     nats_leaf_host: str = ""
-    nats_file_bytes_max: int = 16 * 1024**3
     usage_stream_bytes_max: int = 8 * 1024**3
     heartbeat_stale_after_s: float = 6.0
     heartbeat_lost_after_s: float = 20.0

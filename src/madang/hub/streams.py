@@ -19,6 +19,15 @@ _USAGE_KEPT_S = 30 * _DAY_S
 _DUPLICATE_WINDOW_S = 3600.0
 _DESIRED_BYTES_MAX = 2 * 1024**3
 _STATUS_BYTES_MAX = 512 * 1024**2
+_SLACK_BYTES = 256 * 1024**2
+
+
+def file_bytes_max(usage_bytes_max: int) -> int:
+    """Return what the server must allow all streams together.
+
+    It reserves each stream's bound when the stream is made, and refuses to make one that no longer fits.
+    """
+    return usage_bytes_max + _DESIRED_BYTES_MAX + _STATUS_BYTES_MAX + _SLACK_BYTES
 
 
 def usage_stream(bytes_max: int) -> dict[str, Any]:
@@ -39,11 +48,12 @@ def usage_stream(bytes_max: int) -> dict[str, Any]:
     }
 
 
-def usage_consumer() -> dict[str, Any]:
-    """Return the consumer that the ledger pulls from."""
+def usage_consumer(start_seq: int) -> dict[str, Any]:
+    """Return the consumer that the ledger pulls from, beginning at a sequence number (1 or higher)."""
     return {
         "durable_name": USAGE_CONSUMER,
-        "deliver_policy": "all",
+        "deliver_policy": "by_start_sequence",
+        "opt_start_seq": start_seq,
         "ack_policy": "explicit",
         "ack_wait": s_to_ns(30.0),
         "max_ack_pending": 64,

@@ -133,6 +133,16 @@ LEDGER_REFUSED = sa.Table(
     sa.Column("digest", sa.String(64), nullable=False, unique=True),
 )
 
+# Every message of the stream up to `seq` is in the ledger. A hub that starts replays from here, so that a database
+# restored from an older copy gets what it lacks.
+INGEST_FLOOR = sa.Table(
+    "ingest_floor",
+    METADATA,
+    sa.Column("stream", sa.String(64), primary_key=True),
+    sa.Column("created", sa.String(64), nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+)
+
 SITE_OBSERVED = sa.Table(
     "site_observed",
     METADATA,

@@ -57,7 +57,7 @@ def _add_acting(router: APIRouter, parts: HubParts) -> None:
     @router.post("/sites/{name}/resync")
     async def resync(name: str) -> Response:
         site = await parts.store.read(lambda c: read_site(c, name))
-        generation = await parts.heartbeats.resync(site.name)
+        generation = await parts.heartbeats.resync(site.name, attempts=1)
         return json_response({"site": site.name, "generation": generation})
 
     @router.post("/sites/{name}/cordon")

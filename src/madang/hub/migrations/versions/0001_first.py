@@ -128,6 +128,12 @@ def _make_ledger() -> None:
         sa.Column("received_at_s", sa.Float, nullable=False),
         sa.Column("digest", sa.String(64), nullable=False, unique=True),
     )
+    op.create_table(
+        "ingest_floor",
+        sa.Column("stream", sa.String(64), primary_key=True),
+        sa.Column("created", sa.String(64), nullable=False),
+        sa.Column("seq", sa.BigInteger, nullable=False),
+    )
 
 
 def _make_operations() -> None:
