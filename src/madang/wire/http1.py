@@ -245,7 +245,9 @@ class ChunkedDecoder:
             stop = data.find(b"\n", at, at + self._line_max())
             if stop < 0:
                 if end - at >= self._line_max():
-                    raise HttpRejected(400, "a line of the chunked body is too long")
+                    raise HttpRejected(
+                        431 if self._state == "trailer" else 400, "a line of the chunked body is too long"
+                    )
                 self._held = data[at:]
                 return pieces, b""
             if data[stop - 1 : stop] != b"\r" or stop == at:
@@ -282,5 +284,3 @@ class ChunkedDecoder:
         if not _TRAILER.fullmatch(line + b"\r\n"):
             raise HttpRejected(400, "a trailer field is malformed")
         self._trailer_left -= len(line) + 2
-        if self._trailer_left <= 2:
-            raise HttpRejected(431, f"the trailer is over {TRAILER_BYTES_MAX} bytes")

@@ -121,7 +121,7 @@ class AnswerStream:
         choices = event.get("choices")
         if type(choices) is not list or not choices:
             return self._usage_event(event) if usage else None
-        self._follow(choices[0])
+        self._follow(_object(choices[0]))
         if not self._request.is_stream:
             return None
         if self._swaps is None:
@@ -131,7 +131,7 @@ class AnswerStream:
     def _follow(self, choice: dict[str, Any]) -> None:
         if choice.get("finish_reason"):
             self.is_finished = True
-        delta = choice.get("delta") or choice
+        delta = _object(choice.get("delta")) or choice
         has_text = any(delta.get(key) for key in ("content", "text", "reasoning_content", "tool_calls"))
         if has_text:
             self._chunks += 1
@@ -174,25 +174,26 @@ class _Assembly:
 
     def add(self, choice: dict[str, Any]) -> None:
         """Take a choice of one event."""
-        self._finish_reason = choice.get("finish_reason") or self._finish_reason
-        logprobs = choice.get("logprobs")
-        if type(logprobs) is dict and type(logprobs.get("content")) is list:
-            self._logprobs += logprobs["content"]
-        delta = choice.get("delta") or choice
+        finish_reason = choice.get("finish_reason")
+        if type(finish_reason) is str:
+            self._finish_reason = finish_reason
+        self._logprobs += _items(_object(choice.get("logprobs")).get("content"))
+        delta = _object(choice.get("delta")) or choice
         for key, parts in self._parts.items():
             text = delta.get(key)
             if type(text) is str and text:
                 self._spend(len(text))
                 parts.append(text)
-        for call in delta.get("tool_calls") or ():
-            self._add_call(call)
+        for call in _items(delta.get("tool_calls")):
+            self._add_call(_object(call))
 
     def _add_call(self, call: dict[str, Any]) -> None:
         whole = self._tool_calls.setdefault(
-            call.get("index", 0), {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+            _whole(call.get("index")), {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
         )
-        whole["id"] = call.get("id") or whole["id"]
-        for key, text in (call.get("function") or {}).items():
+        if type(call.get("id")) is str:
+            whole["id"] = call["id"]
+        for key, text in _object(call.get("function")).items():
             if key in ("name", "arguments") and type(text) is str:
                 self._spend(len(text))
                 whole["function"][key] += text
@@ -280,6 +281,15 @@ def _error_text(error: Any) -> str:
 
 def _member(key: str, value: Any) -> bytes:
     return b'"' + key.encode() + b'":' + _encoder.encode(value)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """Return a JSON object, or an empty one for anything else: engines are not believed to keep the schema."""
+    return value if type(value) is dict else {}
+
+
+def _items(value: Any) -> list[Any]:
+    return value if type(value) is list else []
 
 
 def _whole(value: Any) -> int:

@@ -1,0 +1,272 @@
+"""Routing over random worlds, judged by an oracle that shares no code with the filter, and the order of preference."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from madang.core import ReplicaId, SiteId
+from madang.model import Residency, ResidencyScope, Site
+from madang.policy.routing import (
+    DIGEST_AGE_MAX_S,
+    QUEUE_PER_SLOT_MAX,
+    Ask,
+    PeerChoice,
+    Refusal,
+    RefusalReason,
+    ReplicaChoice,
+    Route,
+    ToPeer,
+    ToReplica,
+    View,
+    choose_route,
+    is_peer_current,
+    legal_sites,
+)
+
+NAMES = ["daegu", "gumi", "gwangju", "busan", "national"]
+REGIONS = ["yeongnam", "honam", ""]
+NATIONS = ["kr", "jp"]
+
+sites = st.dictionaries(
+    st.sampled_from(NAMES),
+    st.tuples(st.sampled_from(REGIONS), st.sampled_from(NATIONS), st.booleans()),
+    max_size=5,
+).map(
+    lambda found: {
+        SiteId(name): Site(name=SiteId(name), region=region, nation=nation, is_entry_only=is_entry)
+        for name, (region, nation, is_entry) in found.items()
+    }
+)
+residencies = st.builds(
+    Residency,
+    scope=st.sampled_from(ResidencyScope),
+    places=st.lists(st.sampled_from(NAMES + REGIONS + NATIONS), max_size=3).map(tuple),
+    is_transit_granted=st.booleans(),
+)
+replicas = st.lists(
+    st.builds(
+        ReplicaChoice,
+        st.sampled_from(["r1", "r2", "r3", "r4"]).map(ReplicaId),
+        st.integers(0, 4),
+        st.integers(0, 20),
+        st.booleans(),
+    ),
+    max_size=4,
+    unique_by=lambda one: one.replica_id,
+).map(tuple)
+peers = st.lists(
+    st.builds(
+        PeerChoice,
+        st.sampled_from(NAMES).map(SiteId),
+        st.sampled_from([-1.0, 0.0, 0.3, 1.4, 1.5, 1.6, 30.0]),
+        st.integers(0, 2),
+        st.integers(0, 4),
+        st.integers(0, 20),
+        st.booleans(),
+    ),
+    max_size=5,
+    unique_by=lambda one: one.site,
+).map(tuple)
+asks = st.builds(
+    Ask,
+    service=st.sampled_from(["", "qwen"]),
+    residency=residencies,
+    hops_left=st.integers(0, 1),
+    is_local_barred=st.booleans(),
+)
+views = st.builds(View, site=st.sampled_from(NAMES).map(SiteId), sites=sites, replicas=replicas, peers=peers)
+seeds = st.integers(0, 2**64 - 1)
+
+
+def oracle_allows(residency: Residency, name: str, world: dict[SiteId, Site]) -> bool:
+    """The rule in other words: which names may serve, by listing them."""
+    by_scope: dict[str, set[str]] = {
+        "any": {str(site) for site in world},
+        "nation": {str(n) for n, site in world.items() if any(place == site.nation for place in residency.places)},
+        "region": {str(n) for n, site in world.items() if any(place == site.region for place in residency.places)},
+        "sites": {str(n) for n in world if n in set(residency.places)},
+        "site": {str(n) for n in world if n in set(residency.places)},
+    }
+    return name in by_scope[str(residency.scope)]
+
+
+def every_attempt(ask: Ask, view: View, seed: int) -> list[Route | Refusal]:
+    """What a request would try, one after the other, until it is refused."""
+    tried: list[Route] = []
+    while True:
+        route = choose_route(ask, view, tried, seed)
+        if isinstance(route, Refusal):
+            return [*tried, route]
+        assert route not in tried, "a failed route is never returned again"
+        tried.append(route)
+
+
+@given(asks, views, seeds)
+def test_never_an_illegal_site_and_never_twice(ask: Ask, view: View, seed: int) -> None:
+    *routes, refusal = every_attempt(ask, view, seed)
+    world = dict(view.sites)
+    for route in routes:
+        if isinstance(route, ToReplica):
+            assert oracle_allows(ask.residency, view.site, world)
+            assert not ask.is_local_barred
+            assert route.replica_id in {one.replica_id for one in view.replicas}
+        else:
+            assert oracle_allows(ask.residency, route.site, world)
+            assert route.site != view.site
+            assert ask.hops_left > 0
+            (peer,) = [one for one in view.peers if one.site == route.site]
+            assert peer.replicas_ready > 0
+            assert 0 <= peer.digest_age_s <= DIGEST_AGE_MAX_S
+    assert isinstance(refusal, Refusal)
+
+
+@given(asks, views, seeds)
+def test_the_same_arguments_give_the_same_answer(ask: Ask, view: View, seed: int) -> None:
+    shuffled = View(
+        site=view.site,
+        sites=dict(reversed(list(view.sites.items()))),
+        replicas=tuple(reversed(view.replicas)),
+        peers=tuple(reversed(view.peers)),
+    )
+    assert choose_route(ask, view, (), seed) == choose_route(ask, shuffled, (), seed)
+
+
+@given(asks, views, seeds)
+def test_refusals_say_what_is_true(ask: Ask, view: View, seed: int) -> None:
+    route = choose_route(ask, view, (), seed)
+    if not isinstance(route, Refusal):
+        return
+    world = dict(view.sites)
+    is_any_legal = any(oracle_allows(ask.residency, name, world) and not world[name].is_entry_only for name in world)
+    if route.reason is RefusalReason.RESIDENCY:
+        assert not is_any_legal
+        assert route.retry_after_s is None, "waiting does not help"
+    else:
+        assert route.retry_after_s is not None
+    if route.reason is RefusalReason.NO_REPLICA:
+        assert is_any_legal
+
+
+@given(asks, views, seeds)
+def test_another_free_replica_never_hurts(ask: Ask, view: View, seed: int) -> None:
+    more = View(
+        site=view.site,
+        sites=view.sites,
+        replicas=(*view.replicas, ReplicaChoice(ReplicaId("extra"), 4, 0)),
+        peers=view.peers,
+    )
+    before, after = choose_route(ask, view, (), seed), choose_route(ask, more, (), seed)
+    if not isinstance(before, Refusal):
+        assert not isinstance(after, Refusal)
+    is_usable = not ask.is_local_barred and oracle_allows(ask.residency, view.site, dict(view.sites))
+    if is_usable:
+        assert isinstance(after, ToReplica), "a free replica here is preferred"
+
+
+@given(asks, views, seeds)
+def test_a_wider_residency_never_refuses_more(ask: Ask, view: View, seed: int) -> None:
+    wide = Ask(
+        service=ask.service,
+        residency=Residency(scope=ResidencyScope.ANY),
+        hops_left=ask.hops_left,
+        is_local_barred=ask.is_local_barred,
+    )
+    if not isinstance(choose_route(ask, view, (), seed), Refusal):
+        assert not isinstance(choose_route(wide, view, (), seed), Refusal)
+
+
+ANY = Residency(scope=ResidencyScope.ANY)
+WORLD = {SiteId(name): Site(name=SiteId(name), region="yeongnam") for name in NAMES}
+ASK = Ask(service="qwen", residency=ANY, hops_left=1)
+
+
+def view(*choices: ReplicaChoice | PeerChoice) -> View:
+    return View(
+        site=SiteId("daegu"),
+        sites=WORLD,
+        replicas=tuple(one for one in choices if isinstance(one, ReplicaChoice)),
+        peers=tuple(one for one in choices if isinstance(one, PeerChoice)),
+    )
+
+
+def replica(name: str, slots: int, in_flight: int, *, is_suspect: bool = False) -> ReplicaChoice:
+    return ReplicaChoice(ReplicaId(name), slots, in_flight, is_suspect)
+
+
+def peer(name: str, slots: int, in_flight: int, *, is_suspect: bool = False, age_s: float = 0.1) -> PeerChoice:
+    return PeerChoice(SiteId(name), age_s, 1, slots, in_flight, is_suspect)
+
+
+def test_the_order_of_preference() -> None:
+    everybody = [
+        replica("free", 4, 3),
+        peer("gumi", 4, 0),
+        replica("queue", 1, 1),
+        peer("gwangju", 1, 1),
+        replica("suspect", 4, 0, is_suspect=True),
+        peer("busan", 4, 0, is_suspect=True),
+        replica("full", 1, QUEUE_PER_SLOT_MAX),
+        peer("national", 1, QUEUE_PER_SLOT_MAX),
+    ]
+    expected: list[Route] = [
+        ToReplica(ReplicaId("free")),
+        ToPeer(SiteId("gumi")),
+        ToReplica(ReplicaId("queue")),
+        ToPeer(SiteId("gwangju")),
+        ToReplica(ReplicaId("suspect")),
+        ToPeer(SiteId("busan")),
+    ]
+    *routes, refusal = every_attempt(ASK, view(*everybody), 0)
+    assert routes == expected
+    assert refusal == Refusal(RefusalReason.OVERLOADED, 2.0)
+
+
+def test_most_free_slots_and_shortest_wait() -> None:
+    assert choose_route(ASK, view(replica("a", 4, 2), replica("b", 8, 5)), (), 0) == ToReplica(ReplicaId("b"))
+    assert choose_route(ASK, view(peer("gumi", 4, 2), peer("busan", 8, 3)), (), 0) == ToPeer(SiteId("busan"))
+    assert choose_route(ASK, view(peer("gumi", 4, 2), peer("busan", 8, 4)), (), 0) == ToPeer(SiteId("busan")), "by name"
+
+
+def test_ties_are_spread_by_the_seed() -> None:
+    tied = view(replica("a", 4, 0), replica("b", 4, 0), replica("c", 4, 0))
+    chosen = [choose_route(ASK, tied, (), seed) for seed in range(600)]
+    for name in "abc":
+        assert 150 < chosen.count(ToReplica(ReplicaId(name))) < 250
+
+
+def test_digests_and_legal_sites() -> None:
+    assert [is_peer_current(age_s) for age_s in (-1.0, 0.0, 1.5, 1.51)] == [False, True, True, False]
+    entry = Site(name=SiteId("a"), region="", is_entry_only=True)
+    assert [site.name for site in legal_sites(ANY, [*WORLD.values(), entry])] == sorted(NAMES)
+
+
+def test_no_hop_left_means_no_peer() -> None:
+    ask = Ask(service="qwen", residency=ANY, hops_left=0)
+    assert choose_route(ask, view(peer("gumi", 4, 0)), (), 0) == Refusal(RefusalReason.NO_REPLICA, 5.0)
+
+
+def test_many_worlds_without_a_violation() -> None:
+    """A fixed sweep beside hypothesis: thousands of worlds from one generator, none of them illegal."""
+    from madang.core import Draw
+
+    checked = 0
+    for number in range(20_000):
+        draw = Draw(number)
+        world = {
+            SiteId(name): Site(name=SiteId(name), region=REGIONS[draw.below(3)], nation=NATIONS[draw.below(2)])
+            for name in NAMES
+            if draw.unit() < 0.9
+        }
+        places = tuple((NAMES + REGIONS + NATIONS)[draw.below(10)] for _ in range(draw.below(3)))
+        residency = Residency(scope=list(ResidencyScope)[draw.below(5)], places=places)
+        seen = View(
+            site=SiteId(NAMES[draw.below(5)]),
+            sites=world,
+            replicas=tuple(replica(f"r{i}", draw.below(5), draw.below(12)) for i in range(draw.below(3))),
+            peers=tuple(peer(name, draw.below(5), draw.below(12)) for name in NAMES if draw.unit() < 0.7),
+        )
+        route = choose_route(Ask(service="qwen", residency=residency, hops_left=1), seen, (), number)
+        if not isinstance(route, Refusal):
+            checked += 1
+            name = seen.site if isinstance(route, ToReplica) else route.site
+            assert oracle_allows(residency, name, world), (number, residency, name)
+    assert checked > 3000
