@@ -68,7 +68,7 @@ def _run_site(
 
 def _run_node(config: Config) -> None:
     """Run a node until SIGTERM."""
-    from madang.node.app import main
+    from madang.node.__main__ import main
 
     raise typer.Exit(main(config))
 

@@ -4,17 +4,23 @@ Owns the look, in Korean and English, since tenants and operators read it first.
 Progress goes to standard error, the summary to standard output.
 """
 
+import contextlib
+import shutil
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
 
+from madang.federation.demo import GUIDE_TENANT
 from madang.federation.up import UpReport
 from madang.federation.waiting import PartView
 from madang.node.artifacts import FetchProgress
@@ -124,28 +130,34 @@ def print_summary(report: UpReport, state_option: str) -> None:
         report: what stands.
         state_option: ` --state DIR` where the commands need it, with a leading space, else empty.
     """
+    # Keys and commands are copied from here: they are never wrapped or cut.
     console = Console(highlight=False, soft_wrap=True)
     known = report.credentials
     happened = "is running already / 이미 실행 중입니다" if report.was_running else "is up / 시작되었습니다"
     console.print(f"\n[bold green]Madang {happened}[/] ({report.duration_s:.1f} s)\n")
-    table = Table.grid(padding=(0, 3))
-    table.add_row("", "[bold]national entry / 전국 진입점[/]", known.national_url)
+    rows = [("national entry / 전국 진입점", known.national_url)]
     for place, site in zip(report.layout.sites[1:], known.sites, strict=True):
-        table.add_row("", f"[bold]site / 사이트[/] {site.name} ({place.region})", site.url)
-    table.add_row(
-        "", "[bold]hub admin API / 허브 관리 API[/]", f"{known.hub_url}  (OpenAPI: {known.hub_url}/openapi.json)"
-    )
-    table.add_row("", "[bold]tokens and keys / 토큰과 키[/]", str(report.layout.credentials_path))
-    console.print(table)
+        rows.append((f"site {site.name} / 사이트 ({place.region})", site.url))
+    rows.append(("hub admin API / 허브 관리 API", f"{known.hub_url}  (OpenAPI: {known.hub_url}/openapi.json)"))
+    rows.append(("tokens and keys / 토큰과 키", str(report.layout.credentials_path)))
+    _print_rows(console, rows, indent=2)
     if known.tenants:
-        console.print("\n  [bold]tenants / 테넌트[/]")
-        keys = Table.grid(padding=(0, 3))
-        for tenant in known.tenants:
-            places = ",".join(tenant.residency.places)
-            keys.add_row("   ", tenant.name, f"{tenant.residency.scope}:{places}", tenant.api_key)
-        console.print(keys)
+        console.print("\n  [bold]tenants and their keys / 테넌트와 키[/]")
+        tenants = [
+            (tenant.name, f"{tenant.residency.scope}:{','.join(tenant.residency.places)}", tenant.api_key)
+            for tenant in known.tenants
+        ]
+        _print_rows(console, tenants, indent=4)
     _print_answer(console, report)
     _print_next_steps(console, report, state_option)
+
+
+def _print_rows(console: Console, rows: Sequence[tuple[str, ...]], indent: int) -> None:
+    """Print columns side by side; Korean letters take two cells."""
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True))
+        console.print(" " * indent + "   ".join(cells).rstrip(), markup=False)
 
 
 def _print_answer(console: Console, report: UpReport) -> None:
@@ -165,7 +177,7 @@ def _print_next_steps(console: Console, report: UpReport, state_option: str) -> 
     known = report.credentials
     console.print("\n  [bold]try next / 다음으로 해 볼 것[/]")
     if known.tenants and report.answer is not None:
-        key = next(tenant.api_key for tenant in known.tenants if tenant.name == "gwangju-city")
+        key = next(tenant.api_key for tenant in known.tenants if tenant.name == GUIDE_TENANT)
         body = '{"model": "madang-chat", "messages": [{"role": "user", "content": "안녕하세요?"}]}'
         lines = [
             f"curl -s {known.national_url}/v1/chat/completions \\",
@@ -179,13 +191,29 @@ def _print_next_steps(console: Console, report: UpReport, state_option: str) -> 
             "",
         ]
         for line in lines:
-            console.print(f"    {line}", markup=False)
-    for verb, meaning in (
-        ("status", "what runs / 상태"),
-        ("wan cut daegu", "cut a site off / 사이트의 망을 끊기"),
-        ("wan heal daegu", "and heal it / 다시 잇기"),
-        ("usage", "the ledger / 사용량"),
-        ("down", "end it all / 모두 멈추기"),
-    ):
-        console.print(f"    madang {verb + state_option:<28} # {meaning}", markup=False)
+            console.print(f"    {line}".rstrip(), markup=False)
+    _print_rows(
+        console,
+        [
+            (f"{_program()} {verb}{state_option}", f"# {meaning}")
+            for verb, meaning in (
+                ("status", "what runs / 상태"),
+                ("wan cut daegu", "cut a site off / 사이트의 망을 끊기"),
+                ("wan heal daegu", "and heal it / 다시 잇기"),
+                ("usage", "the ledger / 사용량"),
+                ("down", "end it all / 모두 멈추기"),
+            )
+        ],
+        indent=4,
+    )
     console.print()
+
+
+def _program() -> str:
+    """Return the command as the reader can type it: its path, unless the shell finds this very one by name."""
+    here = Path(sys.argv[0]).absolute()
+    if here.name != "madang" or shutil.which("madang") == str(here):
+        return "madang"
+    with contextlib.suppress(ValueError):
+        return str(here.relative_to(Path.cwd()))
+    return str(here)

@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 
 from madang.core import MadangError
-from madang.federation.layout import Layout, SiteLayout
+from madang.federation.layout import Layout, SiteLayout, node_settings
 from madang.federation.relay import send_command
 from madang.federation.relay_settings import LinkMode, WanCommand
 from madang.federation.running import marker
 from madang.federation.state import Credentials
+from madang.node.bootstrap import list_engines
 from madang.runtime.admin_client import AdminClient
 from madang.runtime.leftovers import find_marked, read_record
 from madang.runtime.process import ProcessRef, is_alive
@@ -137,10 +138,25 @@ def _view_processes(layout: Layout) -> tuple[ProcessView, ...]:
                     note=process.note,
                 )
             )
-    # Engines and their shims are not supervised: nodes adopt them. They carry the marker.
+    # Engines and their shims are not supervised: nodes adopt them. Their records name them, and the marker
+    # finds what no record names.
+    for site in layout.sites:
+        for name, ref in _engines_of(layout, site):
+            known.add(ref.pid)
+            views.append(_view(name, ref))
     others = [ref for ref in find_marked(marker(layout)) if ref.pid not in known]
-    views += [_view(_name_of(layout, ref), ref) for ref in others]
+    views += [_view(_name_of(ref), ref) for ref in others]
     return tuple(views)
+
+
+def _engines_of(layout: Layout, site: SiteLayout) -> list[tuple[str, ProcessRef]]:
+    if site.is_entry_only:
+        return []
+    found: list[tuple[str, ProcessRef]] = []
+    for engine in list_engines(node_settings(layout, site)):
+        name = f"{site.name}-{engine.replica_id}"
+        found += [(name, engine.engine), (f"{name} (shim)", engine.shim)]
+    return found
 
 
 def _view(name: str, ref: ProcessRef | None) -> ProcessView:
@@ -149,16 +165,13 @@ def _view(name: str, ref: ProcessRef | None) -> ProcessView:
     return ProcessView(name=name, state="running", pid=ref.pid, pss_bytes=read_pss_bytes(ref.pid))
 
 
-def _name_of(layout: Layout, ref: ProcessRef) -> str:
-    """Return `gumi-engine (shim)` or the like for a process that no record names."""
+def _name_of(ref: ProcessRef) -> str:
+    """Return the beginning of the command line of a process that no record names."""
     try:
         words = Path(f"/proc/{ref.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
-        words = []
-    text = " ".join(words)
-    site = next((site.name for site in layout.sites if f"{site.folder}/" in text), "")
-    program = next((word for word in words if word.startswith("madang.")), words[0] if words else "?")
-    return f"{site or '?'}-engine ({program})"
+        words = ["?"]
+    return " ".join(words).strip()[:60]
 
 
 def read_pss_bytes(pid: int) -> int | None:

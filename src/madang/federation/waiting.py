@@ -16,6 +16,7 @@ from madang.federation.layout import HOST, Layout, SiteLayout
 from madang.federation.relay import read_modes
 from madang.federation.relay_settings import LinkMode
 from madang.federation.state import Credentials
+from madang.model import ReplicaPhase
 from madang.runtime.leftovers import read_record
 from madang.runtime.process import is_alive
 from madang.runtime.supervision import ProcessRecord
@@ -23,6 +24,7 @@ from madang.runtime.supervision import ProcessRecord
 _PROBE_TIMEOUT_S = 2.0
 _LOOPING_AFTER_RESTARTS = 8
 """A process that ended this often since we began to watch will not come up by itself."""
+_TROUBLED_PHASES = (ReplicaPhase.PENDING, ReplicaPhase.FETCHING, ReplicaPhase.BACKOFF)
 _LOG_LINES = 15
 _LOG_TAIL_BYTES = 64 * 1024
 
@@ -111,10 +113,14 @@ class Watcher:
         return view(f"ready{note}", True)
 
     def _describe_replicas(self, site: SiteLayout) -> str:
-        """Return `madang-chat starting, madang-embed ready`, with reasons where there are any."""
+        """Return `madang-chat starting, madang-embed ready`, with the reason of what is in trouble."""
         found = self._ask(f"{site.admin_url}/api/v1/replicas", self._credentials.token_of(site.name))
         rows = found if isinstance(found, list) else (found or {}).get("replicas", [])
-        words = [f"{row['service']} {row['phase']}" + (f" ({row['reason']})" if row["reason"] else "") for row in rows]
+        words = [
+            f"{row['service']} {row['phase']}"
+            + (f" ({row['reason']})" if row["reason"] and row["phase"] in _TROUBLED_PHASES else "")
+            for row in rows
+        ]
         return ", ".join(words) or "waits for its node"
 
     def _wanted(self, site: SiteLayout) -> set[str]:
