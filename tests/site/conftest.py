@@ -14,7 +14,11 @@ class World:
     def __init__(self, folder):
         self._runner = asyncio.Runner()
         self._stack = contextlib.AsyncExitStack()
-        self.hub, self.daegu, self.gumi = self.run(self._start(folder))
+        try:
+            self.hub, self.daegu, self.gumi = self.run(self._start(folder))
+        except BaseException:
+            self.close()
+            raise
 
     async def _start(self, folder):
         hub = await self._stack.enter_async_context(running_hub(folder))

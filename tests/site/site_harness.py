@@ -6,34 +6,20 @@ The hub of `tests.hub.hub_harness` is the real one. A node and gateway workers a
 import contextlib
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
 
 import httpx
-import msgspec
 from tests.hub.hub_harness import NatsProcess, enrol, free_port, make_bus, until
 
+from madang.federation.toml_text import render_toml
 from madang.runtime.files import read_secret
-from madang.runtime.nats import nats_server_path
 from madang.site.bootstrap import SITE_USER, install_creds, password_file, prepare_site
 from madang.site.settings import SiteSettings
 from madang.wire.feed import LIVE_FILE, SNAPSHOT_FILE, decode_live, decode_snapshot
 
 SITE_TOKEN = "test-site-token"
-
-
-def render_toml(values, prefix=""):
-    """Render settings as TOML: scalars, lists of tables and one table are all that sites need."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict | list)]
-    for key, value in values.items():
-        if isinstance(value, dict):
-            lines += [f"[{key}]", *(f"{name} = {json.dumps(text)}" for name, text in value.items())]
-        elif isinstance(value, list):
-            for row in value:
-                lines += [f"[[{key}]]", *(f"{name} = {json.dumps(text)}" for name, text in row.items())]
-    return "\n".join(lines) + "\n"
 
 
 class RealSite:
@@ -58,7 +44,7 @@ class RealSite:
         )
         self.prepared = prepare_site(self.settings)
         self.config = self.folder / "site.toml"
-        self.config.write_text(render_toml(msgspec.to_builtins(self.settings, enc_hook=str)))
+        self.config.write_text(render_toml(self.settings, "Written by a test."))
         self.nats = NatsProcess(self.prepared.nats_config, self.settings.nats_port, self.folder / "nats.log")
         self.log_path = self.folder / "site.log"
         self.process = None
@@ -138,6 +124,3 @@ async def running_sites(hub, *names, **settings):
             site.kill()
             site.nats.kill()
             await site.client.aclose()
-
-
-__all__ = ["RealSite", "nats_server_path", "os", "running_sites"]

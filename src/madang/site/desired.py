@@ -48,10 +48,18 @@ class StoredItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Applied(msgspec.Struct, frozen=True, kw_only=True):
-    """What a transaction changed; with `is_snapshot` the items are all there are."""
+    """What a transaction changed.
+
+    Attributes:
+        items: that were taken; with `is_snapshot` all there are.
+        generation: applied generation after it.
+        snapshot_generation: of the last whole snapshot that was applied; 0 when none ever was.
+        is_snapshot: the items replace everything.
+    """
 
     items: tuple[StoredItem, ...]
     generation: int
+    snapshot_generation: int
     is_snapshot: bool = False
 
 
@@ -114,7 +122,7 @@ def apply_items(connection: sa.Connection, items: Sequence[StoredItem], now_s: f
         taken.append(item)
         applied = max(applied, item.generation)
     _write_number(connection, _APPLIED, applied)
-    return Applied(items=tuple(taken), generation=applied)
+    return Applied(items=tuple(taken), generation=applied, snapshot_generation=floor)
 
 
 def apply_snapshot(connection: sa.Connection, generation: int, items: Sequence[StoredItem], now_s: float) -> Applied:
@@ -136,14 +144,19 @@ def apply_snapshot(connection: sa.Connection, generation: int, items: Sequence[S
     _write_number(connection, _APPLIED, generation)
     _write_number(connection, _SNAPSHOT, generation)
     live = tuple(item for item in items if not item.is_deleted)
-    return Applied(items=live, generation=generation, is_snapshot=True)
+    return Applied(items=live, generation=generation, snapshot_generation=generation, is_snapshot=True)
 
 
 def read_desired(connection: sa.Connection) -> Applied:
     """Return everything that is held, as a snapshot."""
     query = sa.select(*(column for column in DESIRED_ITEM.c if column.name != "applied_at_s"))
     items = tuple(StoredItem(**row._mapping) for row in connection.execute(query))
-    return Applied(items=items, generation=_read_number(connection, _APPLIED), is_snapshot=True)
+    return Applied(
+        items=items,
+        generation=_read_number(connection, _APPLIED),
+        snapshot_generation=_read_number(connection, _SNAPSHOT),
+        is_snapshot=True,
+    )
 
 
 def record_refusals(connection: sa.Connection, refusals: Iterable[Refusal], now_s: float) -> None:
@@ -184,6 +197,7 @@ class DesiredView:
 
     def __init__(self) -> None:
         self.generation = 0
+        self.snapshot_generation = 0
         self.sites: dict[str, Site] = {}
         self.tenants: dict[str, Tenant] = {}
         self.keys: dict[str, ApiKey] = {}
@@ -202,6 +216,7 @@ class DesiredView:
         for item in applied.items:
             self._take_item(item)
         self.generation = applied.generation
+        self.snapshot_generation = applied.snapshot_generation
         self._hash = None
 
     def _clear(self) -> None:

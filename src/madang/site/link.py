@@ -29,6 +29,7 @@ class HubLink:
         self._contact_ns: int | None = None
         self.contact_wall_s: float | None = None
         self._was_linked = False
+        self._linked_ns = 0
 
     def note_contact(self) -> None:
         """Something came from the hub just now."""
@@ -44,6 +45,7 @@ class HubLink:
         if is_linked != self._was_linked:
             self._was_linked = is_linked
             if is_linked:
+                self._linked_ns = self._clock.monotonic_ns()
                 self._log.info("hub_linked")
             else:
                 self._log.warning("hub_unlinked", after_s=LINK_LOST_AFTER_S)
@@ -63,3 +65,7 @@ class HubLink:
         if self.contact_wall_s is None:
             return None
         return max(0.0, self._clock.wall_s() - self.contact_wall_s)
+
+    def linked_s(self) -> float:
+        """Return for how long the hub has been reached without a break, in seconds; 0 while it is not."""
+        return ns_to_s(self._clock.monotonic_ns() - self._linked_ns) if self.check() else 0.0

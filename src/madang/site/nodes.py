@@ -54,7 +54,7 @@ class NodeBook:
         Attributes:
             nodes: by name; exactly those of the settings.
             unplaced: replicas without a place, from the newest plan.
-            changed: rises when an observation, a cordon or a plan changes.
+            changed: rises when a replica, a chip's state, a cordon or a plan changes; not with every reading.
         """
         self._clock = clock
         self.nodes = {NodeId(name): NodeState(name=NodeId(name), since_ns=clock.monotonic_ns()) for name in names}
@@ -71,10 +71,11 @@ class NodeBook:
     def hear(self, name: NodeId, observed: NodeObserved) -> None:
         """Take an observation."""
         node = self.nodes[name]
+        before, node.observed = node.observed, observed
+        was_offered = self.silence_s(node) <= OFFERED_UNTIL_S
         node.heard_ns = self._clock.monotonic_ns()
         node.trouble = ""
-        if node.observed is None or (observed.boot_id, observed.seq) != (node.observed.boot_id, node.observed.seq):
-            node.observed = observed
+        if before is None or not was_offered or _matter(before) != _matter(observed):
             self.changed.rise()
 
     def silence_s(self, node: NodeState) -> float:
@@ -128,6 +129,16 @@ class NodeBook:
     def is_complete(self) -> bool:
         """Return whether every node was heard in this life."""
         return all(node.observed is not None for node in self.nodes.values())
+
+
+def _matter(observed: NodeObserved) -> object:
+    """Return what of an observation somebody acts on: all but progress and readings."""
+    chips = [
+        (chip.chip_id, chip.kind, chip.memory_bytes, chip.engines_max, chip.health, chip.reason, chip.is_cordoned)
+        for chip in observed.chips
+    ]
+    replicas = [msgspec.structs.replace(replica, progress=None) for replica in observed.replicas]
+    return (observed.boot_id, observed.plan_generation, chips, replicas)
 
 
 def make_plan(site: SiteId, node: NodeState, replicas: tuple[ReplicaSpec, ...]) -> NodePlan | None:

@@ -173,7 +173,7 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         clients={
             NodeId(node.name): NodeClient(link=node, book=book, entropy=entropy, log=log) for node in settings.nodes
         },
-        planner=Planner(site=site, view=view, book=book, store=store, clock=clock, log=log),
+        planner=Planner(site=site, view=view, link=link, book=book, store=store, clock=clock, log=log),
         peers=peers,
         replicas=replicas,
         feed=FeedWriter(

@@ -11,10 +11,13 @@ from madang.policy.placement import plan_placement
 from madang.runtime.telemetry import EventLog
 from madang.site.desired import DesiredView
 from madang.site.guard import GuardedStore
-from madang.site.nodes import NodeBook, make_plan, write_plan
+from madang.site.link import HubLink
+from madang.site.nodes import NodeBook, NodeState, make_plan, write_plan
 from madang.wire.node_api import NodePlan
 
 TICK_S = 2.0
+TRUSTED_AFTER_S = 30.0
+"""A hub that was linked so long without ordering a resync agrees with what this site holds."""
 _RETRY_S = 1.0
 
 
@@ -22,10 +25,19 @@ class Planner:
     """Plans for all nodes of one site."""
 
     def __init__(
-        self, *, site: str, view: DesiredView, book: NodeBook, store: GuardedStore, clock: Clock, log: EventLog
+        self,
+        *,
+        site: str,
+        view: DesiredView,
+        link: HubLink,
+        book: NodeBook,
+        store: GuardedStore,
+        clock: Clock,
+        log: EventLog,
     ) -> None:
         self._site = SiteId(site)
         self._view = view
+        self._link = link
         self._book = book
         self._store = store
         self._clock = clock
@@ -57,8 +69,7 @@ class Planner:
         plans: dict[NodeId, NodePlan] = {}
         for name, node in self._book.nodes.items():
             plan = make_plan(self._site, node, placement.replicas.get(name, ()))
-            # Its generation must be above the node's, which is not known before it was heard.
-            if plan is not None and node.observed is not None:
+            if plan is not None and self._may_plan(node):
                 plans[name] = plan
         if not plans:
             return
@@ -73,6 +84,18 @@ class Planner:
             self._book.nodes[name].plan = plan
             self._log.info("node_planned", node=name, plan_gen=plan.generation, replicas=len(plan.replicas))
         self._book.changed.rise()
+
+    def _may_plan(self, node: NodeState) -> bool:
+        """Return whether a new plan for this node would not act on half of the truth.
+
+        Its generation must be above the node's, so the node must have been heard. A node that runs a plan of which
+        this database knows nothing belongs to a site that lost its disk: what it runs is left alone until the
+        hub's snapshot is here, for the items that came so far may lack the assignments.
+        """
+        if node.observed is None:
+            return False
+        is_foreign = node.plan is None and node.observed.plan_generation > 0
+        return not is_foreign or self._view.snapshot_generation > 0 or self._link.linked_s() >= TRUSTED_AFTER_S
 
     def _tell(self, reasons: dict[str, str]) -> None:
         """Log each replica that has no place when that, or the reason, is new."""
