@@ -166,7 +166,7 @@ class HttpHost:
                     connection.receive_data(data)
                 elif isinstance(event, h11.Request):
                     head = event
-                    _check_length(event, limits.body_bytes_max)
+                    _check_head(event, limits)
                 elif isinstance(event, h11.Data):
                     body += event.data
                     if len(body) > limits.body_bytes_max:
@@ -185,10 +185,13 @@ def _next_event(connection: h11.Connection) -> Any:
         raise _Refused(error_answer(error.error_status_hint, "invalid_request", f"no HTTP: {error}")) from error
 
 
-def _check_length(head: h11.Request, bytes_max: int) -> None:
+def _check_head(head: h11.Request, limits: Limits) -> None:
+    # h11 bounds a head that comes in pieces; one that came whole is counted here.
+    if len(head.target) + sum(len(name) + len(value) for name, value in head.headers) > limits.head_bytes_max:
+        raise _Refused(error_answer(431, "invalid_request", f"the head is over {limits.head_bytes_max} bytes"))
     for name, value in head.headers:
-        if name == b"content-length" and int(value) > bytes_max:
-            raise _too_large(bytes_max)
+        if name == b"content-length" and int(value) > limits.body_bytes_max:
+            raise _too_large(limits.body_bytes_max)
 
 
 def _too_large(bytes_max: int) -> _Refused:

@@ -30,7 +30,7 @@ HOST = "127.0.0.1"
 # Below the kernel's own choice for outgoing connections, which could take a port while its engine restarts.
 _PORT_FIRST, _PORT_COUNT = 20000, 12000
 _PORT_TRIES_MAX = 200
-_ENGINE_NICE = 5
+_ENGINE_NICE = 2
 """Engines use every core they get; the control plane beside them must still answer."""
 _LOG_BYTES_MAX = 4 * 1024 * 1024
 _READY_S = 5.0

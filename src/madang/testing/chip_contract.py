@@ -1,0 +1,75 @@
+"""The contract that every chip driver keeps, as tests to inherit.
+
+Owns what `madang.chip.contract` promises. Refuses to know any driver: a subclass gives one that has been read at
+least once and has chips. Run against drivers on real machines and on their twins.
+"""
+
+# ruff: noqa: D102  the name of a test is its sentence
+
+import asyncio
+import math
+
+import msgspec
+
+from madang.chip.contract import ChipDriver
+from madang.core import ChipId, Conflict
+from madang.model import Chip, ChipHealth
+
+
+class ChipDriverContract:
+    """Inherit, and give `make_driver`."""
+
+    is_simulated: bool
+
+    def make_driver(self) -> ChipDriver:
+        """Return a driver of a node that has such chips."""
+        raise NotImplementedError
+
+    def read_twice(self) -> tuple[ChipDriver, tuple[Chip, ...], tuple[Chip, ...]]:
+        """Return a driver and two readings of it."""
+        driver = self.make_driver()
+        return driver, asyncio.run(driver.read()), asyncio.run(driver.read())
+
+    def test_chips_have_stable_unique_ids_and_the_drivers_kind(self) -> None:
+        driver, first, second = self.read_twice()
+        assert first
+        assert [chip.chip_id for chip in first] == [chip.chip_id for chip in second]
+        assert len({chip.chip_id for chip in first}) == len(first)
+        assert list(first) == sorted(first, key=lambda chip: chip.chip_id)
+        assert {chip.kind for chip in first} == {driver.kind}
+
+    def test_quantities_are_plausible_or_absent(self) -> None:
+        _, _, chips = self.read_twice()
+        for chip in chips:
+            assert chip.memory_bytes > 0
+            assert chip.engines_max >= 1
+            assert chip.memory_free_bytes is None or 0 <= chip.memory_free_bytes <= chip.memory_bytes
+            assert chip.utilisation is None or 0 <= chip.utilisation <= 1
+            assert chip.temperature_c is None or -40 <= chip.temperature_c <= 150
+            assert chip.power_w is None or (math.isfinite(chip.power_w) and chip.power_w >= 0)
+            assert chip.observed_at_s > 0
+            assert bool(chip.reason) == (chip.health is not ChipHealth.OK)
+
+    def test_a_reading_says_whether_it_is_simulated(self) -> None:
+        _, chips, _ = self.read_twice()
+        assert {chip.is_simulated for chip in chips} == {self.is_simulated}
+
+    def test_a_reading_survives_the_wire(self) -> None:
+        _, chips, _ = self.read_twice()
+        assert msgspec.json.decode(msgspec.json.encode(chips), type=tuple[Chip, ...]) == chips
+
+    def test_a_grant_names_what_an_engine_needs(self) -> None:
+        driver, chips, _ = self.read_twice()
+        grant = driver.grant((chips[0].chip_id,))
+        assert len(grant.devices) == 1
+        assert grant.cpu_threads >= 1
+        assert list(grant.cpus) == sorted(set(grant.cpus))
+
+    def test_chips_that_are_not_there_are_not_granted(self) -> None:
+        driver, _, _ = self.read_twice()
+        for chip_ids in ((), (ChipId("no-such-chip"),)):
+            try:
+                driver.grant(chip_ids)
+            except Conflict:
+                continue
+            raise AssertionError(f"granted {chip_ids}")
