@@ -27,6 +27,7 @@ from madang.runtime.telemetry import EventLog
 from madang.site.api import find_problems, make_router
 from madang.site.bootstrap import prepare_site
 from madang.site.desired import read_desired, read_meta, write_meta
+from madang.site.feed import remove_leftovers
 from madang.site.nodes import read_nodes
 from madang.site.outbox import prune_totals
 from madang.site.parts import SiteParts, make_parts
@@ -60,6 +61,7 @@ def main(config: Path) -> int:
 async def run_site(settings: SiteSettings, clock: Clock, entropy: Entropy, log: EventLog) -> None:
     """Run the site process until a signal or until its task is cancelled."""
     await asyncio.to_thread(prepare_site, settings, entropy)
+    await asyncio.to_thread(remove_leftovers, settings.feed_dir)
     parts = make_parts(settings, clock, entropy, log)
     try:
         await asyncio.to_thread(_prepare_database, parts)

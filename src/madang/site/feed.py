@@ -8,6 +8,7 @@ the version of the earlier life is nearer to the truth than an empty one.
 """
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,13 @@ def make_snapshot(site: str, view: DesiredView) -> GatewaySnapshot:
         services=tuple(view.services[name] for name in sorted(view.services)),
         models=tuple(view.models[name] for name in sorted(view.models) if name in named),
     )
+
+
+def remove_leftovers(feed_dir: Path) -> None:
+    """Remove half-written files of lives that were killed between writing and renaming."""
+    for path in feed_dir.glob(".*.new"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 class Replicas:
