@@ -176,12 +176,7 @@ def _guide_key(credentials: Credentials) -> str:
 
 def _await_hub(layout: Layout, credentials: Credentials, options: UpOptions, screen: Screen) -> None:
     watcher = Watcher(layout, credentials, "")
-    _wait(layout, watcher, options, screen, lambda: _hub_views(layout, watcher))
-
-
-def _hub_views(layout: Layout, watcher: Watcher) -> list[PartView]:
-    is_ready = watcher.is_hub_ready()
-    return [PartView(name="hub", text="ready" if is_ready else "starts", is_ready=is_ready, url=layout.hub_url)]
+    _wait(layout, watcher, options, screen, lambda: [watcher.look_at_hub()])
 
 
 def _await_ready(layout: Layout, credentials: Credentials, options: UpOptions, screen: Screen) -> None:

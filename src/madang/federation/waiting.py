@@ -73,23 +73,27 @@ class Watcher:
         """Close its connections."""
         self._http.close()
 
-    def is_hub_ready(self) -> bool:
-        """Return whether the hub serves its API."""
-        return self._ask(f"{self._layout.hub_url}/readyz", "") is not None
+    def look_at_hub(self) -> PartView:
+        """Return a view of the hub alone."""
+        url = self._layout.hub_url
+        text = "ready" if self._ask(f"{url}/readyz", "") is not None else "starts"
+        if text != "ready" and self._ask(f"{url}/healthz", "") is not None:
+            text = f"not ready: {self._read_problems(url)}"
+        return PartView(name="hub", text=text, is_ready=text == "ready", url=url)
 
     def look(self) -> list[PartView]:
         """Return one view of each part, the hub first."""
-        is_hub_ready = self.is_hub_ready()
-        if is_hub_ready:
+        hub = self.look_at_hub()
+        if hub.is_ready:
             self._services = self._ask(f"{self._layout.hub_url}/api/v1/services", self._credentials.admin_token)
-        hub = PartView(
-            name="hub",
-            text="ready" if is_hub_ready else "starts",
-            is_ready=is_hub_ready,
-            url=self._layout.hub_url,
-        )
         modes = read_modes(self._layout.run_dir)
         return [hub, *(self._look_at(site, modes) for site in self._layout.sites)]
+
+    def _read_problems(self, url: str) -> str:
+        with contextlib.suppress(httpx.TransportError, msgspec.MsgspecError, KeyError, TypeError):
+            found = msgspec.json.decode(self._http.get(f"{url}/readyz").content)
+            return ", ".join(str(problem) for problem in found["problems"])
+        return "it does not say why"
 
     def _look_at(self, site: SiteLayout, modes: Mapping[str, LinkMode]) -> PartView:
         def view(text: str, is_ready: bool = False) -> PartView:
@@ -169,11 +173,12 @@ class Watcher:
         for record in records:
             if record.ready_url and self._ask(record.ready_url, "") is None:
                 return make_culprit(record)
-        views = {view.name: view for view in self.look()}
-        for record in records:
-            site, _, part = record.name.rpartition("-")
-            if part == "node" and not views[site].is_ready:
-                return make_culprit(record)
+        by_name = {record.name: record for record in records}
+        for view in self.look():
+            # All programs are healthy: of a site that is not ready, the node has the engines.
+            for name in (view.name, f"{view.name}-node", f"{view.name}-site"):
+                if not view.is_ready and name in by_name:
+                    return make_culprit(by_name[name])
         return None
 
     def _records(self) -> list[ProcessRecord]:
