@@ -4,14 +4,13 @@ import asyncio
 import resource
 import signal
 import socket
-import subprocess
-import sys
 
 import pytest
 from tests.hub.hub_harness import free_port, running_hub, until
 from tests.site.site_harness import RealSite, running_sites
 from tests.site.usage_files import Worker, records
 
+from madang.site.app import main
 from madang.site.bootstrap import identity_file
 
 pytestmark = pytest.mark.peer
@@ -33,18 +32,18 @@ def run(site, play):
     asyncio.run(go())
 
 
-def run_to_end(config):
-    done = subprocess.run(
-        [sys.executable, "-m", "madang.site", "--config", str(config)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    return done.returncode, done.stderr
+@pytest.fixture
+def refused(capfd):
+    """Run the program in this process and return what it says; it must refuse to start."""
+
+    def run_to_end(config):
+        assert main(config) == 1
+        return capfd.readouterr().err
+
+    return run_to_end
 
 
-def test_wrong_settings_name_file_key_and_what_was_expected(site):
+def test_wrong_settings_name_file_key_and_what_was_expected(site, refused):
     sound = site.config.read_text()
     for text, words in (
         ("colour = 'red'\n" + sound, ["site.toml", "colour"]),
@@ -52,35 +51,27 @@ def test_wrong_settings_name_file_key_and_what_was_expected(site):
         ("name = ", ["site.toml", "TOML"]),
     ):
         site.config.write_text(text)
-        code, said = run_to_end(site.config)
-        assert code == 1
+        said = refused(site.config)
         for word in words:
             assert word in said
-    code, said = run_to_end(site.folder / "nowhere.toml")
-    assert code == 1
-    assert "nowhere.toml" in said
+    assert "nowhere.toml" in refused(site.folder / "nowhere.toml")
 
 
-def test_a_damaged_identity_and_a_taken_port_are_named(site):
+def test_a_damaged_identity_and_a_taken_port_are_named(site, refused):
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", site.settings.port))
         holder.listen()
-        code, said = run_to_end(site.config)
-    assert code == 1
+        said = refused(site.config)
     assert str(site.settings.port) in said
     assert "taken by" in said
     identity_file(site.settings).write_text("junk")
-    code, said = run_to_end(site.config)
-    assert code == 1
-    assert "identity.key" in said
+    assert "identity.key" in refused(site.config)
 
 
-def test_a_damaged_database_is_named_and_not_replaced(site):
+def test_a_damaged_database_is_named_and_not_replaced(site, refused):
     database = site.folder / "site.db"
     database.write_bytes(b"this is no database, and never was one" * 100)
-    code, said = run_to_end(site.config)
-    assert code == 1
-    assert "site.db" in said
+    assert "site.db" in refused(site.config)
     assert database.read_bytes().startswith(b"this is no database")
 
 

@@ -6,6 +6,7 @@ that no part is global.
 
 from dataclasses import dataclass
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry
 
 from madang.core import Clock, Entropy, NodeId
@@ -87,6 +88,24 @@ def find_closed_reason(settings: SiteSettings, gauge: OutboxGauge, store: Guarde
     return store.trouble
 
 
+@dataclass(frozen=True)
+class _Kit:
+    """What nearly every part takes."""
+
+    settings: SiteSettings
+    boot_id: str
+    clock: Clock
+    entropy: Entropy
+    log: EventLog
+    store: GuardedStore
+    bus: Bus
+    link: HubLink
+    view: DesiredView
+    changed: Signal
+    gauge: OutboxGauge
+    book: NodeBook
+
+
 def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: EventLog) -> SiteParts:
     """Make all parts.
 
@@ -94,110 +113,168 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         Unavailable: the identity is missing or open to others, naming the file.
         Rejected: it is damaged.
     """
-    site = settings.name
-    boot_id = entropy.token_bytes(8).hex()
     identity = load_identity(read_secret(identity_file(settings)))
     database = Store(sqlite_url(settings.state_dir / "site.db"))
-    store = GuardedStore(database, log)
-    bus = make_bus(settings, clock, entropy, log)
-    link = HubLink(clock, log)
-    view, desired_changed, gauge = DesiredView(), Signal(), OutboxGauge()
-    agent = DesiredAgent(
-        site=site,
-        bus=bus,
-        store=store,
-        view=view,
-        changed=desired_changed,
-        link=link,
+    kit = _Kit(
+        settings=settings,
+        boot_id=entropy.token_bytes(8).hex(),
         clock=clock,
         entropy=entropy,
         log=log,
+        store=GuardedStore(database, log),
+        bus=make_bus(settings, clock, entropy, log),
+        link=HubLink(clock, log),
+        view=DesiredView(),
+        changed=Signal(),
+        gauge=OutboxGauge(),
+        book=NodeBook(tuple(node.name for node in settings.nodes), clock),
     )
-    importer = Importer(
-        folder=SegmentFolder(settings.usage_dir), store=store, gauge=gauge, clock=clock, entropy=entropy, log=log
-    )
-    forwarder = Forwarder(
-        site=site, bus=bus, store=store, gauge=gauge, link=link, clock=clock, entropy=entropy, log=log
-    )
-    book = NodeBook(tuple(node.name for node in settings.nodes), clock)
-    replicas = Replicas(book=book, feed_dir=settings.feed_dir, store=store)
-    sessions = SessionBook(
-        site=site,
-        path=settings.state_dir / "kex.json",
-        identity=identity,
-        boot_id=boot_id,
-        clock=clock,
-        entropy=entropy,
-        log=log,
-    )
-    peers = Peers(
-        site=site,
-        boot_id=boot_id,
-        bus=bus,
-        view=view,
-        sessions=sessions,
-        overrides=settings.peer_overrides,
-        find_loads=lambda: replicas.list_loads(set(view.assignments)),
-        clock=clock,
-        log=log,
-    )
+    agent, importer, forwarder = _make_agent(kit), _make_importer(kit), _make_forwarder(kit)
+    replicas = Replicas(book=kit.book, feed_dir=settings.feed_dir, store=kit.store)
+    peers = _make_peers(kit, identity, replicas)
     sources = MetricSources(
-        bus=bus,
-        link=link,
-        view=view,
+        bus=kit.bus,
+        link=kit.link,
+        view=kit.view,
         agent=agent,
-        store=store,
-        gauge=gauge,
+        store=kit.store,
+        gauge=kit.gauge,
         importer=importer,
         forwarder=forwarder,
-        nodes=book,
+        nodes=kit.book,
         peers=peers,
         clock=clock,
     )
     return SiteParts(
         settings=settings,
-        boot_id=boot_id,
+        boot_id=kit.boot_id,
         clock=clock,
         log=log,
         database=database,
-        store=store,
-        bus=bus,
-        link=link,
-        view=view,
-        desired_changed=desired_changed,
+        store=kit.store,
+        bus=kit.bus,
+        link=kit.link,
+        view=kit.view,
+        desired_changed=kit.changed,
         agent=agent,
-        gauge=gauge,
+        gauge=kit.gauge,
         importer=importer,
         forwarder=forwarder,
-        book=book,
-        clients={
-            NodeId(node.name): NodeClient(link=node, book=book, entropy=entropy, log=log) for node in settings.nodes
-        },
-        planner=Planner(site=site, view=view, link=link, book=book, store=store, clock=clock, log=log),
+        book=kit.book,
+        clients=_make_clients(kit),
+        planner=_make_planner(kit),
         peers=peers,
         replicas=replicas,
-        feed=FeedWriter(
-            site=site,
-            boot_id=boot_id,
-            feed_dir=settings.feed_dir,
-            view=view,
-            desired_changed=desired_changed,
-            replicas=replicas,
-            nodes=book,
-            peers=peers,
-            find_closed_reason=lambda: find_closed_reason(settings, gauge, store),
-            clock=clock,
-            log=log,
-        ),
-        pulse=Pulse(
-            site=site,
-            boot_id=boot_id,
-            bus=bus,
-            view=view,
-            desired_changed=desired_changed,
-            gauge=gauge,
-            nodes=book,
-            clock=clock,
-        ),
+        feed=_make_feed(kit, replicas, peers),
+        pulse=_make_pulse(kit),
         registry=make_registry(sources),
+    )
+
+
+def _make_agent(kit: _Kit) -> DesiredAgent:
+    return DesiredAgent(
+        site=kit.settings.name,
+        bus=kit.bus,
+        store=kit.store,
+        view=kit.view,
+        changed=kit.changed,
+        link=kit.link,
+        clock=kit.clock,
+        entropy=kit.entropy,
+        log=kit.log,
+    )
+
+
+def _make_importer(kit: _Kit) -> Importer:
+    return Importer(
+        folder=SegmentFolder(kit.settings.usage_dir),
+        store=kit.store,
+        gauge=kit.gauge,
+        clock=kit.clock,
+        entropy=kit.entropy,
+        log=kit.log,
+    )
+
+
+def _make_forwarder(kit: _Kit) -> Forwarder:
+    return Forwarder(
+        site=kit.settings.name,
+        bus=kit.bus,
+        store=kit.store,
+        gauge=kit.gauge,
+        link=kit.link,
+        clock=kit.clock,
+        entropy=kit.entropy,
+        log=kit.log,
+    )
+
+
+def _make_peers(kit: _Kit, identity: Ed25519PrivateKey, replicas: Replicas) -> Peers:
+    sessions = SessionBook(
+        site=kit.settings.name,
+        path=kit.settings.state_dir / "kex.json",
+        identity=identity,
+        boot_id=kit.boot_id,
+        clock=kit.clock,
+        entropy=kit.entropy,
+        log=kit.log,
+    )
+    return Peers(
+        site=kit.settings.name,
+        boot_id=kit.boot_id,
+        bus=kit.bus,
+        view=kit.view,
+        sessions=sessions,
+        overrides=kit.settings.peer_overrides,
+        find_loads=lambda: replicas.list_loads(set(kit.view.assignments)),
+        clock=kit.clock,
+        log=kit.log,
+    )
+
+
+def _make_clients(kit: _Kit) -> dict[NodeId, NodeClient]:
+    return {
+        NodeId(link.name): NodeClient(link=link, book=kit.book, entropy=kit.entropy, log=kit.log)
+        for link in kit.settings.nodes
+    }
+
+
+def _make_planner(kit: _Kit) -> Planner:
+    return Planner(
+        site=kit.settings.name,
+        view=kit.view,
+        link=kit.link,
+        book=kit.book,
+        store=kit.store,
+        clock=kit.clock,
+        log=kit.log,
+    )
+
+
+def _make_feed(kit: _Kit, replicas: Replicas, peers: Peers) -> FeedWriter:
+    return FeedWriter(
+        site=kit.settings.name,
+        boot_id=kit.boot_id,
+        feed_dir=kit.settings.feed_dir,
+        view=kit.view,
+        desired_changed=kit.changed,
+        replicas=replicas,
+        nodes=kit.book,
+        peers=peers,
+        find_closed_reason=lambda: find_closed_reason(kit.settings, kit.gauge, kit.store),
+        clock=kit.clock,
+        log=kit.log,
+    )
+
+
+def _make_pulse(kit: _Kit) -> Pulse:
+    return Pulse(
+        site=kit.settings.name,
+        boot_id=kit.boot_id,
+        bus=kit.bus,
+        view=kit.view,
+        desired_changed=kit.changed,
+        gauge=kit.gauge,
+        nodes=kit.book,
+        clock=kit.clock,
     )
