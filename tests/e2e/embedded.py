@@ -106,7 +106,7 @@ class Embedded:
             psutil.Process(ref.pid).kill()
 
     def engines(self, site: str, service: str) -> list[dict[str, Any]]:
-        return [r for r in self.admin("GET", "/api/v1/replicas", site=site)["replicas"] if r["service"] == service]
+        return [r for r in self.admin("GET", "/api/v1/replicas", site=site) if r["service"] == service]
 
     def site_names(self) -> list[str]:
         return [s["name"] for s in self.credentials["sites"]]

@@ -66,7 +66,7 @@ def write_service(federation, sites):
     service = next(s for s in federation.madang_json("service", "list")["services"] if s["name"] == "madang-chat")
     path = federation.state_dir / "chat-service.toml"
     lines = [f"{key} = {toml(value)}" for key, value in {**service, "sites": sites}.items() if value is not None]
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(["[[service]]", *lines]) + "\n")
     return str(path)
 
 
