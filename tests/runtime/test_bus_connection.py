@@ -137,18 +137,23 @@ def test_a_server_that_is_not_there_yet_is_waited_for(server):
             server.start()
             await bus.wait_connected()
         assert client.events() == ["bus_unreachable", "bus_connected"]
+        assert "ConnectionRefused" in client.text.getvalue(), "the reason is the operating system's"
 
     play(scene)
 
 
 def test_a_changed_password_is_picked_up(server):
     async def scene():
+        other = Client(server)
+        async with other.running():
+            await other.bus.wait_connected()
         client = Client(server, password="wrong")
         async with client.running() as bus:
             await until(lambda: "bus_unreachable" in client.events())
             assert not bus.is_connected
             client.password = "secret"
             await bus.wait_connected()
+        assert "Authorization Violation" in client.text.getvalue()
         assert "secret" not in client.text.getvalue()
         assert "secret" not in repr(BusLogin(user="u", password="secret"))
 

@@ -18,7 +18,7 @@ from madang.runtime.clock import SystemEntropy
 from madang.runtime.store import Store, sqlite_url, upgrade_schema
 from madang.runtime.telemetry import EventLog
 from madang.site.guard import GuardedStore
-from madang.site.intake import Importer, OutboxGauge
+from madang.site.intake import READS_MAX, Importer, OutboxGauge
 from madang.site.outbox import (
     forget_batch,
     read_batch,
@@ -311,6 +311,19 @@ def test_a_folder_that_cannot_be_read_is_named(site, tmp_path):
     site.importer._folder = SegmentFolder(tmp_path / "nowhere")
     with pytest.raises(Unavailable, match="nowhere"):
         site.run(site.importer.step())
+
+
+def test_a_busy_worker_holds_no_other_up(site):
+    busy = [Worker(site.usage, worker=number) for number in range(READS_MAX)]
+    quiet = Worker(site.usage, worker=9)
+    quiet.write(records(1))
+    for round_ in range(2):
+        for number, worker in enumerate(busy):
+            worker.write(records(100 + 10 * round_ + number))
+        site.run(site.importer.step())
+    assert 1 in site.outbox()
+    for worker in (*busy, quiet):
+        worker.die()
 
 
 def test_a_batch_holds_the_oldest_events_and_at_most_its_bounds(site):

@@ -10,7 +10,7 @@ fails at once, and a lost connection is replaced by a new one for as long as `ru
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 import msgspec
 from nats import errors
@@ -173,7 +173,8 @@ class Bus:
     async def _connection(self) -> AsyncIterator[None]:
         client = Client()
         try:
-            await self._connect(client)
+            with _heeding_cancellation():
+                await self._connect(client)
             self._client = client
             self.connections += 1
             self._connected.set()
@@ -218,22 +219,25 @@ class Bus:
                     await client.subscribe(inbox.subject, cb=inbox.deliver, pending_bytes_limit=_INBOX_BYTES_MAX)
                 await client.flush(int(_PUBLISH_TIMEOUT_S))
         except (errors.Error, OSError, TimeoutError) as error:
-            raise Unavailable(f"NATS at {self._url} does not answer: {error or type(error).__name__}") from error
+            # The client's own error says only that no server was left to try; the reason came before it.
+            reason = self._reason or str(error) or type(error).__name__
+            raise Unavailable(f"NATS at {self._url} cannot be used: {reason}") from error
 
     async def _close(self, client: Client) -> None:
         try:
-            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                await client.close()
+            with _heeding_cancellation():
+                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                    await client.close()
         except (errors.Error, OSError, TimeoutError) as error:
             self._log.warning("bus_close_failed", url=self._url, reason=repr(error))
 
     async def _on_error(self, error: Exception) -> None:
         """Log what the server or client complains of, once per connection and text, bounded."""
         text = f"{type(error).__name__}: {error}"[:300]
-        if isinstance(error, errors.StaleConnectionError | OSError):
+        if not self.is_connected or isinstance(error, errors.StaleConnectionError | OSError):
             self._reason = text
             return
-        if not self.is_connected or text in self._complaints or len(self._complaints) >= _COMPLAINTS_MAX:
+        if text in self._complaints or len(self._complaints) >= _COMPLAINTS_MAX:
             return
         self._complaints.add(text)
         self._log.warning("bus_complaint", url=self._url, reason=text)
@@ -248,8 +252,9 @@ class Bus:
         """
         client = self._require_client(subject)
         try:
-            async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
-                await client.publish(subject, data, reply=reply, headers=dict(headers) if headers else None)
+            with _heeding_cancellation():
+                async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
+                    await client.publish(subject, data, reply=reply, headers=dict(headers) if headers else None)
         except (errors.Error, OSError, TimeoutError) as error:
             raise Unavailable(f"cannot publish on {subject}: {error or type(error).__name__}") from error
 
@@ -264,7 +269,10 @@ class Bus:
         """
         client = self._require_client(subject)
         try:
-            answer = await client.request(subject, data, timeout=timeout_s, headers=dict(headers) if headers else None)
+            with _heeding_cancellation():
+                answer = await client.request(
+                    subject, data, timeout=timeout_s, headers=dict(headers) if headers else None
+                )
         except errors.NoRespondersError as error:
             raise NoResponders(f"nobody listens on {subject}", retry_after_s=_RETRY_MAX_S) from error
         except (errors.Error, OSError, TimeoutError) as error:
@@ -280,3 +288,20 @@ class Bus:
 
 class NoResponders(Unavailable):
     """Nobody listens on the subject now: whoever would is not linked."""
+
+
+@contextlib.contextmanager
+def _heeding_cancellation() -> Iterator[None]:
+    """Raise a cancellation that came within the block and was swallowed there.
+
+    The client waits with `asyncio.wait_for`, which up to Python 3.11 returns the result instead when both come in
+    one turn of the loop; the task would go on, and whoever cancelled it would wait for ever.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        yield
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError

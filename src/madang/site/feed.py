@@ -91,11 +91,11 @@ class Replicas:
         self._in_flight = sum_in_flight(self._feed_dir)
 
     def list_local(self) -> tuple[LocalReplica, ...]:
-        """Return the replicas that have an endpoint, by id."""
+        """Return the replicas that have an endpoint, by id; one that restarts keeps its slot meanwhile."""
+        self._table = assign_slots(self._table, [replica.replica_id for replica in self._book.replicas()])
         seen: dict[str, ReplicaObserved] = {
             replica.replica_id: replica for replica in self._book.offered() if replica.endpoint
         }
-        self._table = assign_slots(self._table, seen)
         return tuple(
             LocalReplica(
                 replica_id=replica_id,
@@ -108,6 +108,7 @@ class Replicas:
                 slot=slot,
             )
             for replica_id, slot in sorted(self._table.slots.items())
+            if replica_id in seen
         )
 
     def list_loads(self, assigned: set[str]) -> tuple[ServiceLoad, ...]:

@@ -8,6 +8,7 @@ offset that covers it is on disk; a row of a removed segment is forgotten later.
 """
 
 import asyncio
+import bisect
 from collections.abc import Callable
 
 import msgspec
@@ -105,6 +106,7 @@ class Importer:
         self._log = log
         self._segments: dict[str, SegmentState] = {}
         self._trouble = ""
+        self._last_read = ""
         self._finish_at_ns = 0
         self.counts = IntakeCounts()
 
@@ -150,7 +152,10 @@ class Importer:
         """Return new chunks, and why some segment could not be read; one bad file does not hold the others up."""
         reads: list[SegmentRead] = []
         problem = ""
-        for name in self._folder.list_names():
+        # Begin behind the last one read, so that no worker's stream of events holds another's up.
+        names = self._folder.list_names()
+        start = bisect.bisect_right(names, self._last_read)
+        for name in names[start:] + names[:start]:
             state = self._segments.get(name, SegmentState())
             try:
                 read = self._folder.read(name, state.offset_bytes)
@@ -159,6 +164,7 @@ class Importer:
                 continue
             if read is not None:
                 reads.append(read)
+                self._last_read = name
             if len(reads) == READS_MAX:
                 break
         return reads, problem

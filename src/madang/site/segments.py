@@ -27,7 +27,7 @@ SEGMENTS_MAX = 10_000
 """Looked at in one pass; the rest waits for the next."""
 EMPTY_KEPT_S = 10.0
 QUARANTINE_FOLDER = "quarantine"
-_NAME = re.compile(r"w(?P<worker>[0-9]{1,3})-(?P<boot>[0-9a-f]{1,32})-(?P<seq>[0-9]{1,12})\.log\Z")
+_NAME = re.compile(r"w[0-9]{1,3}-[0-9a-f]{1,32}-[0-9]{1,12}\.log\Z")
 
 
 class SegmentRead(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,19 +70,14 @@ class SegmentFolder:
         self._idle: dict[str, tuple[int, int, bool]] = {}
 
     def list_names(self) -> list[str]:
-        """Return the names of all segments, by worker, boot and number; raises Unavailable naming the folder."""
+        """Return the names of all segments in order; raises Unavailable naming the folder."""
         try:
             names = os.listdir(self._folder)
         except OSError as error:
             raise Unavailable(
                 f"cannot read usage folder {self._folder}: {error.strerror}", next_step="mend its permission"
             ) from error
-        matches = sorted(
-            (int(match["worker"]), match["boot"], int(match["seq"]), name)
-            for name in names
-            if (match := _NAME.match(name))
-        )
-        return [name for *_, name in matches[:SEGMENTS_MAX]]
+        return sorted(filter(_NAME.match, names))[:SEGMENTS_MAX]
 
     def read(self, name: str, start: int) -> SegmentRead | None:
         """Return what is new in a segment from offset `start`, or None when there is nothing whole.
