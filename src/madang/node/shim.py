@@ -25,6 +25,7 @@ from typing import Any
 READY_FD = 3
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _READ_BYTES = 65536
+_DESCRIPTORS_MAX = 65536
 _CHECK_MS = 1000
 """How often the engine is looked at without a signal; a lost SIGCHLD must not keep a dead engine."""
 _OOM_SCORE = b"500"
@@ -67,6 +68,8 @@ def start_ticks(pid: int) -> int:
 
 def main(path: str) -> int:
     """Run the engine that the launch file describes until it ends."""
+    # Nothing that our ancestors left open may live as long as an engine does, least of all a listening socket.
+    os.closerange(READY_FD + 1, _DESCRIPTORS_MAX)
     with open(path, encoding="utf-8") as file:
         launch: dict[str, Any] = json.load(file)
     lock = os.open(launch["lock"], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
