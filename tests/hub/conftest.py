@@ -10,10 +10,20 @@ from madang.runtime.clock import SystemEntropy
 from madang.runtime.store import Store, sqlite_url, upgrade_schema
 
 
-@pytest.fixture
-def store(tmp_path):
-    made = Store(sqlite_url(tmp_path / "hub.db"))
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """The bytes of a database that was brought up to date once: copying it is faster than migrating again."""
+    path = tmp_path_factory.mktemp("empty") / "hub.db"
+    made = Store(sqlite_url(path))
     upgrade_schema(made.engine, "madang.hub:migrations")
+    made.close()
+    return path.read_bytes()
+
+
+@pytest.fixture
+def store(tmp_path, empty_database):
+    (tmp_path / "hub.db").write_bytes(empty_database)
+    made = Store(sqlite_url(tmp_path / "hub.db"))
     yield made
     made.close()
 

@@ -244,12 +244,15 @@ async def lying_heartbeats(folder):
             )
             await eyes.publish("hb.gumi", wire.encode(beat))
             await eyes.publish("hb.daegu", b"\xff not json")
+            huge = {"applied_generation": 2**63, "seq": 2**70, "outbox_depth": -1, "boot_id": "b" * 65}
+            for name, value in huge.items():
+                await eyes.publish("hb.daegu", wire.encode(msgspec.structs.replace(beat, **{name: value})))
             await eyes.publish("hb.gumi", wire.encode(msgspec.structs.replace(beat, site="gumi")))
 
             async def counted():
                 refused = await hub.metric("madang_hub_heartbeats_total", verdict="refused")
                 unknown = await hub.metric("madang_hub_heartbeats_total", verdict="unknown_site")
-                return (refused, unknown) == (2, 1)
+                return (refused, unknown) == (6, 1)
 
             await until(counted, "refused and unknown are counted")
             assert (await hub.call("GET", "/api/v1/sites/daegu"))["state"] == "never_seen"

@@ -11,9 +11,8 @@ from tests.hub.usage_events import make_event as event
 
 from madang.hub import ledger
 from madang.hub.ledger import enter, find_problem, judge_batch, read_events, read_refusals, read_totals, sum_usage
-from madang.hub.tables import LEDGER
+from madang.hub.tables import LEDGER, LEDGER_REFUSED
 from madang.model import Outcome
-from madang.runtime.store import Store, sqlite_url, upgrade_schema
 
 
 def batch(*events, site="daegu"):
@@ -67,9 +66,8 @@ def test_attempts_in_one_batch_and_other_requests_do_not_disturb_each_other(stor
         max_size=6,
     )
 )
-def test_any_deliveries_give_the_same_ledger(tmp_path_factory, deliveries):
-    store = Store(sqlite_url(tmp_path_factory.mktemp("ledger") / "x.db"))
-    upgrade_schema(store.engine, "madang.hub:migrations")
+def test_any_deliveries_give_the_same_ledger(store, deliveries):
+    store.write_now(lambda c: (c.execute(LEDGER.delete()), c.execute(LEDGER_REFUSED.delete())))
     for delivery in deliveries:
         put(store, *(event(number, attempt) for number, attempt in delivery))
     seen = {pair for delivery in deliveries for pair in delivery}
@@ -79,13 +77,17 @@ def test_any_deliveries_give_the_same_ledger(tmp_path_factory, deliveries):
     assert billed(store) == {event(number, attempt).event_id for number, attempt in highest.items()}
     sums = store.write_now(lambda c: sum_usage(c, tenant_id=None, since_s=None, until_s=None, group_by=()))[0]
     assert sums["prompt_tokens"] == 10 * len(highest)
-    store.close()
 
 
-def test_the_same_id_with_other_content_is_recorded_and_the_first_stands(store):
-    put(store, event(1))
-    result = put(store, event(1, completion_tokens=9999))
-    assert (result.inserted, result.duplicates, result.refused) == (0, 0, 1)
+@pytest.mark.parametrize("is_one_delivery", [True, False])
+def test_the_same_id_with_other_content_is_recorded_and_the_first_stands(store, is_one_delivery):
+    if is_one_delivery:
+        result = put(store, event(1), event(1, completion_tokens=9999))
+        assert (result.inserted, result.duplicates, result.refused) == (1, 0, 1)
+    else:
+        put(store, event(1))
+        result = put(store, event(1, completion_tokens=9999))
+        assert (result.inserted, result.duplicates, result.refused) == (0, 0, 1)
     refused = store.write_now(lambda c: read_refusals(c, limit=10))
     assert "other content" in refused[0]["why"]
     assert '"completion_tokens":9999' in refused[0]["raw"]

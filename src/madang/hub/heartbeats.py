@@ -31,6 +31,8 @@ _SAVE_PERIOD_S = 5.0
 _PART_TIMEOUT_S = 5.0
 _PART_ATTEMPTS = 2
 _RESYNCS_AT_ONCE = 8
+_TEXT_CHARS_MAX = 64
+_COUNT_MAX = 2**53
 
 
 class Heartbeats:
@@ -140,6 +142,7 @@ class Heartbeats:
             if heartbeat.site != site_of_subject(message.subject):
                 raise Rejected(f"heartbeat names site {heartbeat.site[:40]!r}")
             check_site_name(heartbeat.site)
+            _check_bounds(heartbeat)
         except Rejected as error:
             self._metrics.heartbeats.labels("refused").inc()
             self._complain(message.subject, error.message)
@@ -211,3 +214,12 @@ class Heartbeats:
             if not reply.is_ok:
                 raise Unavailable(f"site {site} refused the resync: {reply.code} {reply.message}"[:300])
             return
+
+
+def _check_bounds(heartbeat: Heartbeat) -> None:
+    """Raise Rejected for values that no site can mean and no column can hold."""
+    if len(heartbeat.boot_id) > _TEXT_CHARS_MAX or len(heartbeat.state_hash) > _TEXT_CHARS_MAX:
+        raise Rejected(f"heartbeat's boot_id and state_hash have at most {_TEXT_CHARS_MAX} characters")
+    for name in ("seq", "applied_generation", "outbox_depth"):
+        if not 0 <= getattr(heartbeat, name) <= _COUNT_MAX:
+            raise Rejected(f"heartbeat's {name} is not in 0 to {_COUNT_MAX}")

@@ -128,19 +128,18 @@ def enter(
     connection: sa.Connection, events: Sequence[UsageEvent], refusals: Sequence[Refusal], now_s: float
 ) -> Entered:
     """Enter events and refusals in the caller's transaction; repeating it changes nothing."""
-    unique = {event.event_id: event for event in reversed(events)}
+    unique: dict[str, UsageEvent] = {}
+    altered = [event for event in events if unique.setdefault(event.event_id, event) != event]
     known = _read_known(connection, list(unique))
-    altered = [
-        _refuse(event.site, "event", event_id, "event id is in the ledger with other content", _json(event))
-        for event_id, event in unique.items()
-        if event_id in known and known[event_id] != _values(event)
-    ]
+    altered += [event for id_, event in unique.items() if id_ in known and known[id_] != _values(event)]
     new = [event for event_id, event in unique.items() if event_id not in known]
     if new:
         rows = [{**_values(event), "is_superseded": False, "received_at_s": now_s} for event in new]
         connection.execute(_insert_or_ignore(connection, LEDGER, "event_id"), rows)
         _supersede(connection, {event.request_id for event in new})
-    _note_refusals(connection, [*refusals, *altered], now_s)
+    why = "event id is in the ledger with other content"
+    others = [_refuse(event.site, "event", event.event_id, why, _json(event)) for event in altered]
+    _note_refusals(connection, [*refusals, *others], now_s)
     return Entered(
         inserted=len(new), duplicates=len(events) - len(new) - len(altered), refused=len(refusals) + len(altered)
     )

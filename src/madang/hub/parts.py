@@ -60,21 +60,7 @@ def make_parts(settings: HubSettings, clock: Clock, entropy: Entropy, log: Event
     paths = hub_paths(settings)
     seeds = load_seeds(paths.keys)
     store = Store(database_url(settings))
-    url = f"nats://{settings.nats_host}:{settings.nats_port}"
-
-    def make_bus(name: str, creds: str, inbox: str) -> Bus:
-        return Bus(
-            url=url,
-            name=name,
-            inbox_prefix=inbox,
-            login=lambda: BusLogin(creds_path=creds),
-            clock=clock,
-            entropy=entropy,
-            log=log.bind(bus=name),
-        )
-
-    bus = make_bus("hub", str(paths.hub_creds), HUB_INBOX)
-    system_bus = make_bus("hub_system", str(paths.system_creds), "_INBOX.hub_system")
+    bus, system_bus = _make_buses(settings, clock, entropy, log)
     metrics = HubMetrics()
     metrics.bus_connected.set_function(lambda: float(bus.is_connected))
     jetstream = JetStream(bus)
@@ -121,4 +107,25 @@ def make_parts(settings: HubSettings, clock: Clock, entropy: Entropy, log: Event
             clock=clock,
             log=log,
         ),
+    )
+
+
+def _make_buses(settings: HubSettings, clock: Clock, entropy: Entropy, log: EventLog) -> tuple[Bus, Bus]:
+    """Return the connections in account FED, where everything travels, and in SYS, where claims are updated."""
+    paths = hub_paths(settings)
+
+    def make(name: str, creds: str, inbox: str) -> Bus:
+        return Bus(
+            url=f"nats://{settings.nats_host}:{settings.nats_port}",
+            name=name,
+            inbox_prefix=inbox,
+            login=lambda: BusLogin(creds_path=creds),
+            clock=clock,
+            entropy=entropy,
+            log=log.bind(bus=name),
+        )
+
+    return (
+        make("hub", str(paths.hub_creds), HUB_INBOX),
+        make("hub_system", str(paths.system_creds), "_INBOX.hub_system"),
     )

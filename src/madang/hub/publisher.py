@@ -166,7 +166,8 @@ class Publisher:
     async def _drop_other_sites(self, sites: set[SiteId]) -> None:
         """Remove what the bucket holds for sites that are no longer, and their consumers."""
         for site in sorted(set(self._held) - sites):
-            await self._jetstream.purge(DESIRED_STREAM, desired_subjects_of(site))
+            for subject in (desired_subjects_of(site), desired_subjects_of(site).removesuffix(".>")):
+                await self._jetstream.purge(DESIRED_STREAM, subject)
             del self._held[site]
             self._published.pop(site, None)
         for name in sorted(self._consumers - sites):
