@@ -10,16 +10,8 @@ from hypothesis import strategies as st
 
 from madang.core import RequestId, ServiceName
 from madang.model import Service, Task
-from madang.wire.openai import (
-    EMBEDDING_INPUTS_MAX,
-    ApiError,
-    Endpoint,
-    ErrorCode,
-    answer_id,
-    encode_error,
-    parse_request,
-    upstream_body,
-)
+from madang.wire.openai import EMBEDDING_INPUTS_MAX, Endpoint, answer_id, parse_request, upstream_body
+from madang.wire.openai_errors import ApiError, ErrorCode, encode_error
 
 SERVICE = Service(name=ServiceName("qwen"), model="m", context_tokens=512)
 USER = {"role": "user", "content": "안녕?"}

@@ -14,7 +14,7 @@ from madang.gateway.feed import Desired
 from madang.model import DataClass, Residency, ResidencyScope
 from madang.policy.residency import allowed_sites, is_allowed
 from madang.policy.routing import legal_sites
-from madang.wire.openai import ApiError, ErrorCode
+from madang.wire.openai_errors import ApiError, ErrorCode
 
 _BEARER = re.compile(rb"(?i:bearer) +(\S+)\Z")
 _KEY = re.compile(rb"mdg_[a-z0-9](?:[a-z0-9_.-]{0,62})_[A-Za-z0-9_-]{43}\Z")

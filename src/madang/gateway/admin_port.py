@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import msgspec
 
+from madang.gateway.exchange import JSON_TYPE, Exchange
 from madang.gateway.feed import FeedWatcher
-from madang.gateway.http1 import JSON_TYPE, Exchange
 from madang.gateway.metrics import Meter
 from madang.gateway.usage_log import UsageLog
-from madang.wire.openai import ApiError, ErrorCode
+from madang.wire.openai_errors import ApiError, ErrorCode
 
 _TEXT_TYPE = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 

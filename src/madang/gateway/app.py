@@ -22,10 +22,10 @@ import uvloop
 from madang.core import Clock, Entropy, MadangError, Rejected, Unavailable
 from madang.gateway.admin_port import AdminPort
 from madang.gateway.feed import FeedWatcher
-from madang.gateway.http1 import Handler, Limits, Port
 from madang.gateway.inflight import InFlightTable
 from madang.gateway.metrics import Meter
 from madang.gateway.peer_port import PeerPort
+from madang.gateway.port import Handler, Limits, Port
 from madang.gateway.relay import Relay
 from madang.gateway.settings import GatewaySettings
 from madang.gateway.tenant_port import TenantPort

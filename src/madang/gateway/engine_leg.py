@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from madang.core import Rejected
 from madang.gateway.errand import AttemptFailure, Served, ignore_durable
+from madang.gateway.exchange import JSON_TYPE
 from madang.gateway.feed import LiveReplica
-from madang.gateway.http1 import JSON_TYPE
 from madang.gateway.relay import log_error, origin_fields
-from madang.gateway.upstream import Call, Failure
+from madang.gateway.target import Failure
+from madang.gateway.upstream import Call
 from madang.model import Outcome
-from madang.wire.openai import ApiError, ErrorCode
 from madang.wire.openai_answers import (
     AnswerStream,
     EngineFailed,
@@ -23,6 +23,7 @@ from madang.wire.openai_answers import (
     rewrite_embeddings,
     stream_error,
 )
+from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.sse import DONE_EVENT, SseSplitter, encode_event
 
 if TYPE_CHECKING:
@@ -187,6 +188,11 @@ class GenerationLeg(EngineLeg):
 
     def _on_piece(self, data: bytes) -> None:
         stream = self._stream
+        if self._first_token_ns is not None and not self._splitter.has_rest:
+            passed = stream.pass_through(data)
+            if passed is not None:
+                self._journey.exchange.send(passed)
+                return
         pieces: list[bytes] = []
         trouble = ""
         try:

@@ -12,8 +12,9 @@ from madang.core import KeyId, RequestId, SiteId, TenantId
 from madang.gateway.feed import LiveReplica
 from madang.model import DataClass, Outcome, Residency
 from madang.policy.routing import Refusal, RefusalReason
-from madang.wire.openai import ApiError, Endpoint, ErrorCode
+from madang.wire.openai import Endpoint
 from madang.wire.openai_answers import TokenCount
+from madang.wire.openai_errors import ApiError, ErrorCode
 
 NO_REPLICA_RETRY_S = 5.0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from madang.core import Clock, KeyId, Rejected, SiteId, TenantId, ns_to_s
-from madang.gateway.upstream import Target, parse_target
+from madang.gateway.target import Target, parse_target
 from madang.model import ApiKey, CatalogEntry, ReplicaPhase, Service, Site, Task, Tenant
 from madang.policy.routing import PeerChoice
 from madang.runtime.telemetry import EventLog

@@ -1,8 +1,8 @@
-"""The server side of HTTP/1.1: connections, their limits in size and time, and the answers written to them.
+"""The server side of HTTP/1.1: one client's connection, its limits in size and time, and the order of its answers.
 
-Owns sockets of clients (tenants, peers, operators) and the order of answers: one request of a connection is in
-progress at a time, and what a client sends ahead waits, bounded, unparsed. Refuses to know what a request means: a
-`Handler` is told of the head, then of the whole body. `madang.wire.http1` reads; this module keeps time.
+Owns the socket of a client (tenant, peer, operator): one request is in progress at a time, and what a client sends
+ahead waits, bounded, unparsed. Refuses to know what a request means: the port's `Handler` is told of the head, then
+of the whole body. `madang.wire.http1` reads; this module keeps time.
 
 A connection's states: `head` (waiting for or inside a head), `body` (inside a body), `busy` (the answer is being
 made), `linger` (answered before the body came; what still comes is dropped, so that the answer is not lost to a
@@ -10,17 +10,12 @@ reset), `closed`.
 """
 
 import asyncio
-from collections.abc import Callable
-from email.utils import formatdate
 from enum import Enum
 from http import HTTPStatus
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
-import msgspec
-
-from madang.core import Clock
 from madang.gateway.deadline import Deadline
-from madang.gateway.settings import GatewaySettings
+from madang.gateway.exchange import JSON_TYPE, Exchange, retry_after_line
 from madang.wire.http1 import (
     HEAD_END,
     ChunkedDecoder,
@@ -29,7 +24,10 @@ from madang.wire.http1 import (
     check_partial_head,
     parse_request_head,
 )
-from madang.wire.openai import ApiError, ErrorCode, encode_error
+from madang.wire.openai_errors import ApiError, ErrorCode, encode_error
+
+if TYPE_CHECKING:
+    from madang.gateway.port import Port
 
 PIPELINE_BYTES_MAX = 64 * 1024
 """What a client may send ahead of the answer it waits for, before reading from it stops."""
@@ -38,133 +36,7 @@ EMPTY_LINES_MAX = 4
 LINGER_S = 2.0
 LINGER_BYTES_MAX = 64 * 1024 * 1024
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
-JSON_TYPE = b"content-type: application/json\r\n"
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client may ask of a connection; see GatewaySettings for each."""
-
-    head_bytes_max: int
-    headers_max: int
-    body_bytes_max: int
-    head_timeout_s: float
-    body_timeout_s: float
-    idle_timeout_s: float
-    write_timeout_s: float
-    connections_max: int
-
-    @classmethod
-    def from_settings(cls, settings: GatewaySettings) -> "Limits":
-        """Return the limits that a gateway's settings name."""
-        return cls(
-            head_bytes_max=settings.head_bytes_max,
-            headers_max=settings.headers_max,
-            body_bytes_max=settings.body_bytes_max,
-            head_timeout_s=settings.head_timeout_s,
-            body_timeout_s=settings.body_timeout_s,
-            idle_timeout_s=settings.idle_timeout_s,
-            write_timeout_s=settings.stall_timeout_s,
-            connections_max=settings.connections_max,
-        )
-
-
-class Listener(Protocol):
-    """Who makes the answer and must hear of the client meanwhile."""
-
-    def on_gone(self) -> None:
-        """The client left before its answer was complete."""
-
-    def on_writable(self, is_writable: bool) -> None:
-        """The client's buffer is full (False) or has room again (True)."""
-
-
-class Handler(Protocol):
-    """What a port does with requests."""
-
-    def on_head(self, exchange: "Exchange") -> None:
-        """A head is complete; answer now to refuse before the body is read."""
-
-    def on_body(self, exchange: "Exchange", body: bytes) -> None:
-        """The body is complete; called once, unless the head was answered."""
-
-
-class Port:
-    """What the connections of one listening socket share."""
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        clock: Clock,
-        handler: Handler,
-        limits: Limits,
-        on_reject: Callable[[int], None],
-    ) -> None:
-        """Make a port.
-
-        Args:
-            loop: runs its connections.
-            clock: tells the date.
-            handler: is handed the requests.
-            limits: hold for each connection.
-            on_reject: told the status of each request that HTTP itself refuses.
-        """
-        self.loop = loop
-        self.handler = handler
-        self.limits = limits
-        self.on_reject = on_reject
-        self.is_draining = False
-        self._clock = clock
-        self._connections: set[ServerConnection] = set()
-        self._is_empty = asyncio.Event()
-        self._date_s = 0
-        self._date_line = b""
-
-    def connect(self) -> "ServerConnection":
-        """Return the protocol for a new connection."""
-        return ServerConnection(self)
-
-    def date_line(self) -> bytes:
-        """Return the Date field, made once a second."""
-        now_s = int(self._clock.wall_s())
-        if now_s != self._date_s:
-            self._date_s = now_s
-            self._date_line = f"date: {formatdate(now_s, usegmt=True)}\r\n".encode()
-        return self._date_line
-
-    @property
-    def connections(self) -> int:
-        """How many connections are open."""
-        return len(self._connections)
-
-    def admit(self, connection: "ServerConnection") -> bool:
-        """Count a new connection; False when there are too many."""
-        self._connections.add(connection)
-        return len(self._connections) <= self.limits.connections_max
-
-    def forget(self, connection: "ServerConnection") -> None:
-        """Drop a connection that is gone."""
-        self._connections.discard(connection)
-        if self.is_draining and not self._connections:
-            self._is_empty.set()
-
-    def drain(self) -> None:
-        """Close idle connections now and the others after their answer."""
-        self.is_draining = True
-        if not self._connections:
-            self._is_empty.set()
-        for connection in tuple(self._connections):
-            connection.drain()
-
-    async def wait_empty(self) -> None:
-        """Wait until the last connection is gone, after `drain`."""
-        await self._is_empty.wait()
-
-    def abort(self) -> None:
-        """Close everything at once, at the end of the patience for a drain."""
-        for connection in tuple(self._connections):
-            connection.abort()
 
 
 class _State(Enum):
@@ -199,7 +71,7 @@ class ServerConnection(asyncio.Protocol):
         "_transport",
     )
 
-    def __init__(self, port: Port) -> None:
+    def __init__(self, port: "Port") -> None:
         self._port = port
         self._state = _HEAD
         self._buffer = b""
@@ -485,120 +357,6 @@ class ServerConnection(asyncio.Protocol):
         self._transport.abort()
 
 
-class Exchange:
-    """One request and its answer; whoever handles it keeps this and nothing of the connection."""
-
-    __slots__ = ("_connection", "head", "is_begun", "is_over", "listener")
-
-    def __init__(self, connection: ServerConnection, head: RequestHead) -> None:
-        """Begin an exchange.
-
-        Attributes:
-            head: the request's.
-            listener: who makes the answer, set by the handler once it works on one.
-            is_begun: the answer's head was sent.
-            is_over: the answer is complete, or nobody waits for it any more.
-        """
-        self._connection = connection
-        self.head = head
-        self.listener: Listener | None = None
-        self.is_begun = False
-        self.is_over = False
-
-    def respond(self, status: int, fields: bytes, body: bytes, *, is_close: bool = False) -> None:
-        """Send a whole answer.
-
-        Args:
-            status: its status.
-            fields: header lines, each with its CR LF.
-            body: its content; left out for HEAD.
-            is_close: end the connection with it.
-        """
-        if self.is_over:
-            return
-        is_close = is_close or not self.head.is_keep_alive or self._connection.must_close
-        head = self._connection.head_bytes(status, fields, is_close, self.head.is_http10)
-        content = b"" if self.head.method == "HEAD" else body
-        self._connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), content))
-        self._finish(is_close)
-
-    def fail(self, error: ApiError, fields: bytes = b"", *, is_close: bool = False) -> None:
-        """Send an error as the whole answer."""
-        allow = f"allow: {error.allow}\r\n".encode() if error.allow else b""
-        challenge = b'www-authenticate: Bearer realm="madang"\r\n' if error.status == 401 else b""
-        fields = b"".join((JSON_TYPE, fields, retry_after_line(error), allow, challenge))
-        self.respond(error.status, fields, encode_error(error), is_close=is_close)
-
-    def tell_processing(self) -> None:
-        """Send `102 Processing`: accepted, not yet answered."""
-        if not self.is_over and not self.is_begun:
-            self._connection.write(_PROCESSING)
-
-    def start(self, status: int, fields: bytes, data: bytes = b"") -> None:
-        """Begin an answer of unknown length, with its first piece."""
-        if self.is_over:
-            return
-        self.is_begun = True
-        if self.head.is_http10:
-            head = self._connection.head_bytes(status, fields, True, True)
-            self._connection.write(head + b"\r\n" + data)
-            return
-        is_close = not self.head.is_keep_alive or self._connection.must_close
-        head = self._connection.head_bytes(status, fields, is_close, False)
-        self._connection.write(b"%btransfer-encoding: chunked\r\n\r\n%b" % (head, _chunk(data)))
-
-    def send(self, data: bytes) -> None:
-        """Send a piece of a begun answer."""
-        if not self.is_over and data:
-            self._connection.write(data if self.head.is_http10 else _chunk(data))
-
-    def end(self, data: bytes = b"") -> None:
-        """Send the last piece and the end of a begun answer, in one write."""
-        if self.is_over:
-            return
-        if self.head.is_http10:
-            self._connection.write(data)
-            self._finish(True)
-            return
-        self._connection.write(_chunk(data) + b"0\r\n\r\n")
-        self._finish(not self.head.is_keep_alive or self._connection.must_close)
-
-    def cut(self, data: bytes = b"") -> None:
-        """Send a last piece and close without the end, so that nobody takes the answer for complete."""
-        if self.is_over:
-            return
-        self.send(data)
-        self._finish(True)
-
-    def leave(self) -> None:
-        """The client is gone; called by the connection."""
-        if not self.is_over:
-            self.is_over = True
-            if self.listener is not None:
-                self.listener.on_gone()
-
-    def tell_writable(self, is_writable: bool) -> None:
-        """Pass on back-pressure; called by the connection."""
-        if self.listener is not None:
-            self.listener.on_writable(is_writable)
-
-    def _finish(self, is_close: bool) -> None:
-        self.is_over = True
-        self.listener = None
-        self._connection.finish(is_close)
-
-
-def retry_after_line(error: ApiError) -> bytes:
-    """Return the Retry-After field of an error, in whole seconds rounded up, or nothing."""
-    if error.retry_after_s is None:
-        return b""
-    return b"retry-after: %d\r\n" % max(1, -int(-error.retry_after_s // 1))
-
-
 def _http_error(error: HttpRejected) -> ApiError:
     code = ErrorCode.REQUEST_TOO_LARGE if error.status in (413, 431) else ErrorCode.INVALID_REQUEST
     return ApiError(code, error.message, status=error.status)
-
-
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""

@@ -16,14 +16,15 @@ from madang.core import EventId, ServiceName, make_event_id, ns_to_s
 from madang.gateway.access import residency_error
 from madang.gateway.engine_leg import EmbeddingLeg, GenerationLeg
 from madang.gateway.errand import AttemptFailure, Errand, Leg, Served, exhausted_error, ignore_durable, refusal_error
+from madang.gateway.exchange import Exchange
 from madang.gateway.feed import Desired, service_of
-from madang.gateway.http1 import Exchange
 from madang.gateway.peer_leg import REFUSED_FIELD, PeerLeg
 from madang.gateway.relay import Relay, id_fields
 from madang.gateway.usage_log import OnDurable
 from madang.model import Outcome, Service, UsageEvent
 from madang.policy.routing import Ask, Refusal, RefusalReason, Route, ToPeer, choose_route
-from madang.wire.openai import ApiError, ApiRequest, Endpoint, ErrorCode, parse_request, upstream_body
+from madang.wire.openai import ApiRequest, Endpoint, parse_request, upstream_body
+from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.passes import HOPS_MAX
 
 ATTEMPTS_MAX = 3

@@ -12,10 +12,11 @@ from madang.core import ServiceName
 from madang.gateway.deadline import Deadline
 from madang.gateway.errand import AttemptFailure
 from madang.gateway.feed import LivePeer
-from madang.gateway.upstream import Call, Failure, TimeLimits
+from madang.gateway.target import Failure, TimeLimits
+from madang.gateway.upstream import Call
 from madang.wire.feed import PeerSession
-from madang.wire.openai import ApiError, ErrorCode
 from madang.wire.openai_answers import stream_error
+from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.passes import (
     ACCEPT_WITHIN_S,
     HEARTBEAT_LOST_AFTER_S,

@@ -15,14 +15,15 @@ from typing import NoReturn
 
 from madang.core import Rejected, RequestId, SiteId, site_of_request
 from madang.gateway.errand import Errand
+from madang.gateway.exchange import Exchange
 from madang.gateway.feed import Desired, Live
-from madang.gateway.http1 import Exchange
 from madang.gateway.journey import Journey
 from madang.gateway.peer_leg import REFUSED_FIELD
 from madang.gateway.relay import Relay
 from madang.model import DataClass
 from madang.policy.residency import is_allowed
-from madang.wire.openai import ApiError, Endpoint, ErrorCode
+from madang.wire.openai import Endpoint
+from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.passes import HEARTBEAT_PERIOD_S, HOPS_MAX, PASS_HEADER, Pass, open_pass
 
 SKEW_S = 30.0

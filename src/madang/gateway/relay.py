@@ -11,11 +11,12 @@ from madang.gateway.feed import Desired, FeedWatcher, Live
 from madang.gateway.inflight import InFlightTable
 from madang.gateway.metrics import Meter
 from madang.gateway.settings import GatewaySettings
-from madang.gateway.upstream import TimeLimits, UpstreamPool
+from madang.gateway.target import TimeLimits
+from madang.gateway.upstream import UpstreamPool
 from madang.gateway.usage_log import UsageLog
 from madang.policy.routing import PeerChoice, ReplicaChoice, Route, ToPeer, ToReplica, View
 from madang.runtime.telemetry import EventLog
-from madang.wire.openai import ApiError, ErrorCode
+from madang.wire.openai_errors import ApiError, ErrorCode
 
 SUSPECT_S = 2.0
 """How long a replica or peer that just failed stands behind the others; about an engine's restart."""

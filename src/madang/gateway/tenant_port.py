@@ -9,13 +9,14 @@ from urllib.parse import unquote
 from madang.core import RequestId
 from madang.gateway.access import Caller, authenticate
 from madang.gateway.errand import Errand
+from madang.gateway.exchange import JSON_TYPE, Exchange
 from madang.gateway.feed import Desired, service_of
-from madang.gateway.http1 import JSON_TYPE, Exchange
 from madang.gateway.journey import Journey, unknown_model
 from madang.gateway.relay import Relay, id_fields
 from madang.policy.routing import Ask, Refusal, RefusalReason, choose_route
-from madang.wire.openai import ApiError, Endpoint, ErrorCode
+from madang.wire.openai import Endpoint
 from madang.wire.openai_answers import ModelCard, encode_model, encode_models
+from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.passes import HOPS_MAX
 
 MODELS_PATH = "/v1/models"

@@ -7,15 +7,19 @@ EngineFailed. Bounded: an assembled answer holds at most ANSWER_BYTES_MAX of tex
 
 import base64
 import struct
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from madang.core import RequestId, Unavailable
-from madang.wire.openai import ApiRequest, Endpoint, ErrorCode, answer_id
+from madang.wire.openai import ApiRequest, Endpoint, answer_id
+from madang.wire.openai_errors import ErrorCode
 from madang.wire.sse import DONE
 
 ANSWER_BYTES_MAX = 16 * 1024 * 1024
+LOGPROB_BYTES = 1024
+TOOL_CALL_BYTES = 256
+"""What one of each is taken to weigh, text aside, against ANSWER_BYTES_MAX."""
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder()
@@ -35,11 +39,58 @@ class TokenCount(msgspec.Struct, frozen=True):
     is_estimated: bool
 
 
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    index: int = 0
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[Any] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    completion_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class _Event(msgspec.Struct):
+    """What is read of an engine's event; the rest passes through unread."""
+
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_event_decoder = msgspec.json.Decoder(_Event)
+# An event with one of these is looked at more closely than the many between the first token and the last.
+_CLOSER = (b'"finish_reason":"', b'"usage":{', b'"timings":', b'"error":', b"[DONE]", b"\r")
+
+
 class AnswerStream:
     """Follows a generation's events, whichever way the client wants its answer.
 
-    `take` is called once for each payload and returns what a streaming client gets for it, or None. Milestones for
-    the caller: `has_token` (a token that is not empty came), `is_done` (the engine said `[DONE]`).
+    `take` is called once for each payload and returns what a streaming client gets for it, or None. In the middle of
+    a stream, `pass_through` does the same for many events at once. Milestones for the caller: `has_token` (a token
+    that is not empty came), `is_finished` (a reason to finish came), `is_done` (the engine said `[DONE]`).
     """
 
     def __init__(self, request: ApiRequest, request_id: RequestId) -> None:
@@ -49,29 +100,62 @@ class AnswerStream:
         self._request = request
         self._id = answer_id(request.endpoint, request_id)
         self._chunks = 0
-        self._usage: dict[str, Any] | None = None
+        self._usage: _Usage | None = None
+        self._usage_raw: dict[str, Any] | None = None
         self._assembly = None if request.is_stream else _Assembly(request.endpoint)
         # Once learnt, the engine's id and model are replaced as bytes: a JSON string cannot hold a bare quote, so
         # these patterns match nothing but the members themselves.
-        self._swaps: tuple[tuple[bytes, bytes], ...] | None = None
+        self._swaps: tuple[tuple[bytes, bytes], ...] = ()
+
+    def pass_through(self, data: bytes) -> bytes | None:
+        """Return whole events under our names, or None when they have to be taken one by one.
+
+        Cost: a few searches over `data`, no parsing. Only for a streaming client, after its first token.
+        """
+        if not self.has_token or not self._swaps or not data.endswith(b"\n\n"):
+            return None
+        for mark in _CLOSER:
+            if mark in data:
+                return None
+        events = data.count(b"\n\n")
+        for old, new in self._swaps:
+            # Each event names both once; anything else is not the shape that was learnt.
+            if data.count(old) != events:
+                return None
+            data = data.replace(old, new)
+        if data.count(b"data: {") != events or data.count(b"\n") != 2 * events:
+            return None
+        self._chunks += events
+        return data
 
     def take(self, payload: bytes) -> bytes | None:
         """Return the payload for a streaming client, or None when it gets nothing for this one."""
         if payload == DONE:
             self.is_done = True
             return None
-        if self.has_token and self._assembly is None and self._swaps is not None:
-            swapped = self._swap(payload)
-            if swapped is not None:
-                self._chunks += 1
-                return swapped
-        return self._take_slowly(payload)
+        try:
+            event = _event_decoder.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise EngineFailed(f"the engine sent an event that is none: {error}") from error
+        if event.error:
+            raise EngineFailed(f"the engine reported: {_error_text(event.error)}")
+        if event.choices:
+            self._follow(event.choices[0])
+        if event.usage is not None:
+            self._usage = event.usage
+        if self._assembly is not None:
+            if event.usage is not None:
+                self._usage_raw = _decoder.decode(payload)["usage"]
+            return None
+        if not event.choices and not (event.usage is not None and self._request.has_usage_chunk):
+            return None
+        return self._rename(payload, is_usage=not event.choices)
 
     def count(self) -> TokenCount:
         """Return what was consumed so far; estimated from bytes and events as long as the engine gave no usage."""
         usage = self._usage
         if usage is not None:
-            return TokenCount(_whole(usage.get("prompt_tokens")), _whole(usage.get("completion_tokens")), False)
+            return TokenCount(usage.prompt_tokens, usage.completion_tokens, False)
         # About four bytes of UTF-8 a token, in English as in Korean; nothing before the prompt was read.
         prompt_tokens = max(1, self._request.prompt_bytes // 4) if self.has_token else 0
         return TokenCount(prompt_tokens, self._chunks, True)
@@ -86,7 +170,7 @@ class AnswerStream:
             "created": created_s,
             "model": self._request.service,
             "choices": [self._assembly.choice()],
-            "usage": self._usage
+            "usage": self._usage_raw
             or {
                 "prompt_tokens": count.prompt_tokens,
                 "completion_tokens": count.completion_tokens,
@@ -95,70 +179,32 @@ class AnswerStream:
         }
         return _encoder.encode(answer)
 
-    def _swap(self, payload: bytes) -> bytes | None:
-        """Return the payload under our names, or None when it needs a closer look."""
-        assert self._swaps is not None
-        for old, new in self._swaps:
-            if old not in payload:
-                return None
-            payload = payload.replace(old, new, 1)
-        if b'"usage":{' in payload or b'"timings":' in payload or b'"error":' in payload:
-            return None
-        return None if b'"finish_reason":"' in payload else payload
-
-    def _take_slowly(self, payload: bytes) -> bytes | None:
-        try:
-            event = _decoder.decode(payload)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise EngineFailed(f"the engine sent an event that is not JSON: {error}") from error
-        if type(event) is not dict:
-            raise EngineFailed("the engine sent an event that is not a JSON object")
-        if event.get("error"):
-            raise EngineFailed(f"the engine reported: {_error_text(event['error'])}")
-        usage = event.get("usage")
-        if type(usage) is dict:
-            self._usage = usage
-        choices = event.get("choices")
-        if type(choices) is not list or not choices:
-            return self._usage_event(event) if usage else None
-        self._follow(_object(choices[0]))
-        if not self._request.is_stream:
-            return None
-        if self._swaps is None:
-            self._learn(event, payload)
-        return self._rename(event)
-
-    def _follow(self, choice: dict[str, Any]) -> None:
-        if choice.get("finish_reason"):
+    def _follow(self, choice: _Choice) -> None:
+        if choice.finish_reason:
             self.is_finished = True
-        delta = _object(choice.get("delta")) or choice
-        has_text = any(delta.get(key) for key in ("content", "text", "reasoning_content", "tool_calls"))
-        if has_text:
+        delta = choice.delta
+        if choice.text or (delta is not None and (delta.content or delta.reasoning_content or delta.tool_calls)):
             self._chunks += 1
             self.has_token = True
         if self._assembly is not None:
             self._assembly.add(choice)
 
-    def _learn(self, event: dict[str, Any], payload: bytes) -> None:
-        swaps = []
-        for key, new in (("id", self._id), ("model", self._request.service)):
-            old = _member(key, event.get(key))
-            if payload.count(old) != 1:
-                return
-            swaps.append((old, _member(key, new)))
-        self._swaps = tuple(swaps)
-
-    def _rename(self, event: dict[str, Any]) -> bytes:
+    def _rename(self, payload: bytes, *, is_usage: bool) -> bytes:
+        """Return an event under our names and without the engine's own figures; learn how it names itself."""
+        event = _decoder.decode(payload)
+        if not self._swaps:
+            swaps = tuple((_member(key, event.get(key)), _member(key, new)) for key, new in self._names())
+            if all(payload.count(old) == 1 for old, _ in swaps):
+                self._swaps = swaps
         for key in _ENGINE_ONLY:
             event.pop(key, None)
-        event["id"] = self._id
-        event["model"] = self._request.service
-        if event.get("usage") and event.get("choices"):
+        if not is_usage and event.get("usage"):
             del event["usage"]  # a running count that nobody asked for
+        event.update(self._names())
         return _encoder.encode(event)
 
-    def _usage_event(self, event: dict[str, Any]) -> bytes | None:
-        return self._rename(event) if self._request.has_usage_chunk else None
+    def _names(self) -> tuple[tuple[str, str], ...]:
+        return ("id", self._id), ("model", self._request.service)
 
 
 class _Assembly:
@@ -167,36 +213,42 @@ class _Assembly:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._room = ANSWER_BYTES_MAX
-        self._parts: dict[str, list[str]] = {"content": [], "reasoning_content": [], "text": []}
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
         self._tool_calls: dict[int, dict[str, Any]] = {}
         self._logprobs: list[Any] = []
         self._finish_reason: str | None = None
 
-    def add(self, choice: dict[str, Any]) -> None:
+    def add(self, choice: _Choice) -> None:
         """Take a choice of one event."""
-        finish_reason = choice.get("finish_reason")
-        if type(finish_reason) is str:
-            self._finish_reason = finish_reason
-        self._logprobs += _items(_object(choice.get("logprobs")).get("content"))
-        delta = _object(choice.get("delta")) or choice
-        for key, parts in self._parts.items():
-            text = delta.get(key)
-            if type(text) is str and text:
-                self._spend(len(text))
-                parts.append(text)
-        for call in _items(delta.get("tool_calls")):
-            self._add_call(_object(call))
+        if choice.finish_reason:
+            self._finish_reason = choice.finish_reason
+        if choice.logprobs is not None and choice.logprobs.content:
+            self._spend(LOGPROB_BYTES * len(choice.logprobs.content))
+            self._logprobs += choice.logprobs.content
+        delta = choice.delta
+        text = choice.text if delta is None else delta.content
+        if text:
+            self._spend(len(text))
+            self._text.append(text)
+        if delta is None:
+            return
+        if delta.reasoning_content:
+            self._spend(len(delta.reasoning_content))
+            self._reasoning.append(delta.reasoning_content)
+        for call in delta.tool_calls or ():
+            self._add_call(call)
 
-    def _add_call(self, call: dict[str, Any]) -> None:
+    def _add_call(self, call: _ToolCall) -> None:
+        name = (call.function and call.function.name) or ""
+        arguments = (call.function and call.function.arguments) or ""
+        self._spend(TOOL_CALL_BYTES + len(name) + len(arguments))
         whole = self._tool_calls.setdefault(
-            _whole(call.get("index")), {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
+            call.index, {"id": "", "type": "function", "function": {"name": "", "arguments": ""}}
         )
-        if type(call.get("id")) is str:
-            whole["id"] = call["id"]
-        for key, text in _object(call.get("function")).items():
-            if key in ("name", "arguments") and type(text) is str:
-                self._spend(len(text))
-                whole["function"][key] += text
+        whole["id"] = call.id or whole["id"]
+        whole["function"]["name"] += name
+        whole["function"]["arguments"] += arguments
 
     def _spend(self, size: int) -> None:
         self._room -= size
@@ -206,15 +258,15 @@ class _Assembly:
     def choice(self) -> dict[str, Any]:
         """Return the whole choice."""
         logprobs = {"content": self._logprobs} if self._logprobs else None
+        text = "".join(self._text)
         if self._endpoint is Endpoint.COMPLETIONS:
-            text = "".join(self._parts["text"])
             return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": self._finish_reason}
-        message: dict[str, Any] = {"role": "assistant", "content": "".join(self._parts["content"])}
-        if self._parts["reasoning_content"]:
-            message["reasoning_content"] = "".join(self._parts["reasoning_content"])
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if self._reasoning:
+            message["reasoning_content"] = "".join(self._reasoning)
         if self._tool_calls:
             message["tool_calls"] = [self._tool_calls[index] for index in sorted(self._tool_calls)]
-            message["content"] = message["content"] or None
+            message["content"] = text or None
         return {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": self._finish_reason}
 
 
@@ -281,19 +333,6 @@ def _error_text(error: Any) -> str:
 
 def _member(key: str, value: Any) -> bytes:
     return b'"' + key.encode() + b'":' + _encoder.encode(value)
-
-
-def _object(value: Any) -> dict[str, Any]:
-    """Return a JSON object, or an empty one for anything else: engines are not believed to keep the schema."""
-    return value if type(value) is dict else {}
-
-
-def _items(value: Any) -> list[Any]:
-    return value if type(value) is list else []
-
-
-def _whole(value: Any) -> int:
-    return value if type(value) is int and value >= 0 else 0
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,8 +19,8 @@ class SseSplitter:
 
     @property
     def has_rest(self) -> bool:
-        """Whether the stream stopped inside an event."""
-        return bool(self._held.strip())
+        """Whether bytes of an event that is not complete are held back."""
+        return bool(self._held)
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the payloads of the events that `data` completes, in order.

@@ -1,0 +1,154 @@
+"""One request and its answer, as whoever handles it sees them.
+
+Owns how an answer is framed: whole with a length, or in chunks, or to the end of the connection for HTTP/1.0.
+Refuses to know sockets and the requests before and after it: the connection under it does.
+"""
+
+from typing import Protocol
+
+from madang.wire.http1 import RequestHead
+from madang.wire.openai_errors import ApiError, encode_error
+
+JSON_TYPE = b"content-type: application/json\r\n"
+_PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
+
+
+class Listener(Protocol):
+    """Who makes the answer and must hear of the client meanwhile."""
+
+    def on_gone(self) -> None:
+        """The client left before its answer was complete."""
+
+    def on_writable(self, is_writable: bool) -> None:
+        """The client's buffer is full (False) or has room again (True)."""
+
+
+class Connection(Protocol):
+    """What an exchange needs of the connection it lives on."""
+
+    @property
+    def must_close(self) -> bool:
+        """Whether the connection ends with this answer, whatever the client asked."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+
+    def head_bytes(self, status: int, fields: bytes, is_close: bool, is_http10: bool) -> bytes:
+        """Return the head of an answer up to and without its last empty line."""
+
+    def finish(self, is_close: bool) -> None:
+        """The answer is written."""
+
+
+class Exchange:
+    """One request and its answer; whoever handles it keeps this and nothing of the connection."""
+
+    __slots__ = ("_connection", "head", "is_begun", "is_over", "listener")
+
+    def __init__(self, connection: Connection, head: RequestHead) -> None:
+        """Begin an exchange.
+
+        Attributes:
+            head: the request's.
+            listener: who makes the answer, set by the handler once it works on one.
+            is_begun: the answer's head was sent.
+            is_over: the answer is complete, or nobody waits for it any more.
+        """
+        self._connection = connection
+        self.head = head
+        self.listener: Listener | None = None
+        self.is_begun = False
+        self.is_over = False
+
+    def respond(self, status: int, fields: bytes, body: bytes, *, is_close: bool = False) -> None:
+        """Send a whole answer.
+
+        Args:
+            status: its status.
+            fields: header lines, each with its CR LF.
+            body: its content; left out for HEAD.
+            is_close: end the connection with it.
+        """
+        if self.is_over:
+            return
+        is_close = is_close or not self.head.is_keep_alive or self._connection.must_close
+        head = self._connection.head_bytes(status, fields, is_close, self.head.is_http10)
+        content = b"" if self.head.method == "HEAD" else body
+        self._connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), content))
+        self._finish(is_close)
+
+    def fail(self, error: ApiError, fields: bytes = b"", *, is_close: bool = False) -> None:
+        """Send an error as the whole answer."""
+        allow = f"allow: {error.allow}\r\n".encode() if error.allow else b""
+        challenge = b'www-authenticate: Bearer realm="madang"\r\n' if error.status == 401 else b""
+        fields = b"".join((JSON_TYPE, fields, retry_after_line(error), allow, challenge))
+        self.respond(error.status, fields, encode_error(error), is_close=is_close)
+
+    def tell_processing(self) -> None:
+        """Send `102 Processing`: accepted, not yet answered."""
+        if not self.is_over and not self.is_begun:
+            self._connection.write(_PROCESSING)
+
+    def start(self, status: int, fields: bytes, data: bytes = b"") -> None:
+        """Begin an answer of unknown length, with its first piece."""
+        if self.is_over:
+            return
+        self.is_begun = True
+        if self.head.is_http10:
+            head = self._connection.head_bytes(status, fields, True, True)
+            self._connection.write(head + b"\r\n" + data)
+            return
+        is_close = not self.head.is_keep_alive or self._connection.must_close
+        head = self._connection.head_bytes(status, fields, is_close, False)
+        self._connection.write(b"%btransfer-encoding: chunked\r\n\r\n%b" % (head, _chunk(data)))
+
+    def send(self, data: bytes) -> None:
+        """Send a piece of a begun answer."""
+        if not self.is_over and data:
+            self._connection.write(data if self.head.is_http10 else _chunk(data))
+
+    def end(self, data: bytes = b"") -> None:
+        """Send the last piece and the end of a begun answer, in one write."""
+        if self.is_over:
+            return
+        if self.head.is_http10:
+            self._connection.write(data)
+            self._finish(True)
+            return
+        self._connection.write(_chunk(data) + b"0\r\n\r\n")
+        self._finish(not self.head.is_keep_alive or self._connection.must_close)
+
+    def cut(self, data: bytes = b"") -> None:
+        """Send a last piece and close without the end, so that nobody takes the answer for complete."""
+        if self.is_over:
+            return
+        self.send(data)
+        self._finish(True)
+
+    def leave(self) -> None:
+        """The client is gone; called by the connection."""
+        if not self.is_over:
+            self.is_over = True
+            if self.listener is not None:
+                self.listener.on_gone()
+
+    def tell_writable(self, is_writable: bool) -> None:
+        """Pass on back-pressure; called by the connection."""
+        if self.listener is not None:
+            self.listener.on_writable(is_writable)
+
+    def _finish(self, is_close: bool) -> None:
+        self.is_over = True
+        self.listener = None
+        self._connection.finish(is_close)
+
+
+def retry_after_line(error: ApiError) -> bytes:
+    """Return the Retry-After field of an error, in whole seconds rounded up, or nothing."""
+    if error.retry_after_s is None:
+        return b""
+    return b"retry-after: %d\r\n" % max(1, -int(-error.retry_after_s // 1))
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""

@@ -1,0 +1,130 @@
+"""A listening port: what its connections share, and what is done with their requests.
+
+Owns the limits, the count of connections and their end. Refuses to read bytes: each connection does.
+"""
+
+import asyncio
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Protocol
+
+import msgspec
+
+from madang.core import Clock
+from madang.gateway.exchange import Exchange
+from madang.gateway.http1 import ServerConnection
+from madang.gateway.settings import GatewaySettings
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client may ask of a connection; see GatewaySettings for each."""
+
+    head_bytes_max: int
+    headers_max: int
+    body_bytes_max: int
+    head_timeout_s: float
+    body_timeout_s: float
+    idle_timeout_s: float
+    write_timeout_s: float
+    connections_max: int
+
+    @classmethod
+    def from_settings(cls, settings: GatewaySettings) -> "Limits":
+        """Return the limits that a gateway's settings name."""
+        return cls(
+            head_bytes_max=settings.head_bytes_max,
+            headers_max=settings.headers_max,
+            body_bytes_max=settings.body_bytes_max,
+            head_timeout_s=settings.head_timeout_s,
+            body_timeout_s=settings.body_timeout_s,
+            idle_timeout_s=settings.idle_timeout_s,
+            write_timeout_s=settings.stall_timeout_s,
+            connections_max=settings.connections_max,
+        )
+
+
+class Handler(Protocol):
+    """What a port does with requests."""
+
+    def on_head(self, exchange: Exchange) -> None:
+        """A head is complete; answer now to refuse before the body is read."""
+
+    def on_body(self, exchange: Exchange, body: bytes) -> None:
+        """The body is complete; called once, unless the head was answered."""
+
+
+class Port:
+    """What the connections of one listening socket share."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        handler: Handler,
+        limits: Limits,
+        on_reject: Callable[[int], None],
+    ) -> None:
+        """Make a port.
+
+        Args:
+            loop: runs its connections.
+            clock: tells the date.
+            handler: is handed the requests.
+            limits: hold for each connection.
+            on_reject: told the status of each request that HTTP itself refuses.
+        """
+        self.loop = loop
+        self.handler = handler
+        self.limits = limits
+        self.on_reject = on_reject
+        self.is_draining = False
+        self._clock = clock
+        self._connections: set[ServerConnection] = set()
+        self._is_empty = asyncio.Event()
+        self._date_s = 0
+        self._date_line = b""
+
+    def connect(self) -> ServerConnection:
+        """Return the protocol for a new connection."""
+        return ServerConnection(self)
+
+    def date_line(self) -> bytes:
+        """Return the Date field, made once a second."""
+        now_s = int(self._clock.wall_s())
+        if now_s != self._date_s:
+            self._date_s = now_s
+            self._date_line = f"date: {formatdate(now_s, usegmt=True)}\r\n".encode()
+        return self._date_line
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
+
+    def admit(self, connection: ServerConnection) -> bool:
+        """Count a new connection; False when there are too many."""
+        self._connections.add(connection)
+        return len(self._connections) <= self.limits.connections_max
+
+    def forget(self, connection: ServerConnection) -> None:
+        """Drop a connection that is gone."""
+        self._connections.discard(connection)
+        if self.is_draining and not self._connections:
+            self._is_empty.set()
+
+    def drain(self) -> None:
+        """Close idle connections now and the others after their answer."""
+        self.is_draining = True
+        if not self._connections:
+            self._is_empty.set()
+        for connection in tuple(self._connections):
+            connection.drain()
+
+    async def wait_empty(self) -> None:
+        """Wait until the last connection is gone, after `drain`."""
+        await self._is_empty.wait()
+
+    def abort(self) -> None:
+        """Close everything at once, at the end of the patience for a drain."""
+        for connection in tuple(self._connections):
+            connection.abort()

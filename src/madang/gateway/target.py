@@ -1,0 +1,58 @@
+"""What a call to an upstream is made of: where to, how long, who hears of it and how it may fail."""
+
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+
+class Target(NamedTuple):
+    """Where an upstream listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def parse_target(url: str) -> Target:
+    """Return host and port of `http://host:port`; raises ValueError when it is anything else."""
+    scheme, _, rest = url.partition("://")
+    host, colon, port = rest.rstrip("/").rpartition(":")
+    if scheme != "http" or not colon or not host:
+        raise ValueError(f"expected http://host:port, found {url!r}")
+    return Target(host.strip("[]"), int(port))
+
+
+class Failure(StrEnum):
+    """How a call failed."""
+
+    CONNECT = "connect"
+    CLOSED = "closed"
+    TIMEOUT = "timeout"
+    PROTOCOL = "protocol"
+
+
+class Receiver(Protocol):
+    """Who hears of a call; after `on_end` or `on_failed` nothing more comes."""
+
+    def on_informational(self, status: int) -> None:
+        """An interim answer (1xx)."""
+
+    def on_head(self, status: int, fields: dict[bytes, bytes]) -> None:
+        """The answer's head; names in lower case."""
+
+    def on_data(self, data: bytes) -> None:
+        """A piece of the answer's body."""
+
+    def on_end(self) -> None:
+        """The answer is complete."""
+
+    def on_failed(self, failure: Failure, reason: str) -> None:
+        """There will be no complete answer."""
+
+
+class TimeLimits(NamedTuple):
+    """Limits of one call, in seconds: until the answer's head, then between pieces."""
+
+    first_byte_s: float
+    stall_s: float

@@ -1,0 +1,216 @@
+"""One keep-alive connection to an upstream; serves one call at a time.
+
+Owns the parsing of answers and the limits in time while one is awaited. Refuses to choose a connection: the pool does.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from madang.gateway.deadline import Deadline
+from madang.gateway.target import Failure, Target
+
+if TYPE_CHECKING:
+    from madang.gateway.upstream import Call, UpstreamPool
+
+HEAD_FIELDS_MAX = 200
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection; serves one call at a time."""
+
+    __slots__ = (
+        "_call",
+        "_deadline",
+        "_fields",
+        "_has_answer",
+        "_has_heard",
+        "_is_interim",
+        "_is_keep_alive",
+        "_is_message_over",
+        "_is_open",
+        "_is_reused",
+        "_is_spoilt",
+        "_parser",
+        "_pieces",
+        "_pool",
+        "_transport",
+        "idle_since",
+        "on_body",
+        "target",
+    )
+
+    def __init__(self, pool: "UpstreamPool", target: Target) -> None:
+        self._pool = pool
+        self.target = target
+        self._is_open = False
+        self.idle_since = 0.0
+        self._call: Call | None = None
+        self._deadline = Deadline(pool.loop)
+        # The parser drops the pieces of a body straight into the list; the receiver is told of all that came in one
+        # read at once, so that a burst costs no call for each chunk.
+        self._pieces: list[bytes] = []
+        self.on_body = self._pieces.append
+        self._parser = httptools.HttpResponseParser(self)
+        self._fields: dict[bytes, bytes] = {}
+        self._is_reused = self._is_spoilt = False
+        self._has_heard = self._has_answer = False
+        self._is_interim = self._is_message_over = self._is_keep_alive = False
+        self._transport: asyncio.Transport
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a request may be sent on it: open, and the upstream has not said it will close."""
+        return self._is_open and not self._transport.is_closing()
+
+    def begin(self, call: "Call") -> None:
+        """Send a call's request."""
+        self._call = call
+        self._has_heard = self._has_answer = self._is_message_over = False
+        self._deadline.set(call.limits.first_byte_s, self._on_timeout)
+        self._transport.write(call.request)
+        if call.is_paused:
+            self.pause(True)
+
+    def pause(self, is_paused: bool) -> None:
+        """Stop or go on reading; a reader that is slow is not an upstream that stalls."""
+        if not self.is_usable:
+            return
+        if is_paused:
+            self._transport.pause_reading()
+            self._deadline.clear()
+        else:
+            self._transport.resume_reading()
+            if self._call is not None:
+                self._deadline.set(self._call.limits.stall_s, self._on_timeout)
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._call = None
+        self._is_open = False
+        self._deadline.stop()
+        self._transport.abort()
+
+    # --- the loop's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but ancestry
+        self._is_open = True
+
+    def data_received(self, data: bytes) -> None:
+        """Parse a piece of an answer."""
+        call = self._call
+        if call is None:
+            # Nobody asked: an upstream that talks out of turn cannot be trusted with the next request.
+            self._drop_idle()
+            return
+        self._has_heard = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError:
+            self._fail(Failure.PROTOCOL, f"the answer of {self.target} could not be taken")
+            raise  # a receiver of ours broke, not the upstream
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(Failure.PROTOCOL, f"{self.target} sent no valid HTTP: {error}")
+            return
+        pieces = self._pieces
+        if pieces:
+            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
+            if self._call is call:
+                call.receiver.on_data(body)
+        if self._call is not call:
+            return  # cancelled meanwhile
+        if self._is_spoilt:
+            self._fail(Failure.PROTOCOL, f"{self.target} sent more than one answer")
+        elif self._is_message_over:
+            self._finish(call)
+        elif self._has_answer and not call.is_paused:
+            self._deadline.set(call.limits.stall_s, self._on_timeout)
+
+    def eof_received(self) -> bool:
+        """Let the transport close."""
+        return False
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """End the call that was under way."""
+        self._is_open = False
+        self._deadline.stop()
+        call, self._call = self._call, None
+        if call is None:
+            self._pool.forget(self)
+        elif self._is_reused and not self._has_heard and not call.is_over:
+            self._pool.meter.upstream_stale += 1
+            call.restart()
+        elif self._has_answer and self._ends_by_close():
+            call.end()
+        else:
+            call.fail(Failure.CLOSED, f"{self.target} closed the connection before the answer was complete")
+
+    # --- the parser's side
+
+    def on_message_begin(self) -> None:
+        """Begin an answer, interim or final; one more than was asked for spoils the connection."""
+        if self._is_message_over:
+            self._is_spoilt = True
+        self._fields = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a field; the last of several wins, none of those we read may be repeated."""
+        if len(self._fields) < HEAD_FIELDS_MAX:
+            self._fields[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """Tell the receiver of the head."""
+        call = self._call
+        if call is None or self._is_spoilt:
+            return
+        status = self._parser.get_status_code()
+        self._is_interim = 100 <= status < 200
+        if self._is_interim:
+            call.receiver.on_informational(status)
+            return
+        self._has_answer = True
+        self._is_keep_alive = self._parser.should_keep_alive()
+        call.receiver.on_head(status, self._fields)
+
+    def on_message_complete(self) -> None:
+        """Note the end; told after the parser returned, since the receiver may start the next call at once."""
+        if not self._is_interim and not self._is_spoilt:
+            self._is_message_over = True
+            self._is_keep_alive = self._parser.should_keep_alive()
+
+    # --- ends
+
+    def _finish(self, call: "Call") -> None:
+        self._call = None
+        self._deadline.clear()
+        if self._is_keep_alive and not call.is_paused:
+            self._is_reused = True
+            self._pool.release(self)
+        else:
+            self.abort()
+        call.end()
+
+    def _ends_by_close(self) -> bool:
+        """Whether this answer has no length, so that the connection's end is its end (RFC 9112 section 6.3)."""
+        return b"content-length" not in self._fields and b"transfer-encoding" not in self._fields
+
+    def _on_timeout(self) -> None:
+        call = self._call
+        if call is None:
+            return
+        limit_s = call.limits.stall_s if self._has_answer else call.limits.first_byte_s
+        self._fail(Failure.TIMEOUT, f"{self.target} sent nothing for {limit_s:g} s")
+
+    def _fail(self, failure: Failure, reason: str) -> None:
+        call = self._call
+        self.abort()
+        if call is not None:
+            call.fail(failure, reason)
+
+    def _drop_idle(self) -> None:
+        self._pool.forget(self)
+        self.abort()
