@@ -28,6 +28,11 @@ _CONTEXT_TOKENS_MIN = 256
 _VERDICTS = {"ready": Verdict.READY, "loading": Verdict.LOADING, "sick": Verdict.SICK}
 
 
+_SHARE_CORES = {"OMP_WAIT_POLICY": "passive"}
+"""Threads that wait for each other sleep instead of spinning. Three engines share two cores in the embedded federation:
+with spinning, the median of a short answer under load 9 was 14.9 s, with sleeping 3.1 s (24 tokens, 8 runs each)."""
+
+
 class LlamaCppDriver:
     """The llama_cpp engine, or whatever module is started in its place."""
 
@@ -80,7 +85,7 @@ class LlamaCppDriver:
         return LaunchPlan(
             # -P: the working folder holds engine logs and must not shadow modules.
             argv=(sys.executable, "-P", "-m", self.program, *options.to_argv()),
-            env={**request.device_env, "OMP_NUM_THREADS": str(request.prefill_threads)},
+            env={**request.device_env, "OMP_NUM_THREADS": str(request.prefill_threads), **_SHARE_CORES},
             private_bytes_max=request.private_bytes_max,
         )
 
