@@ -79,6 +79,11 @@ LISTINGS = {
         },
         ["daegu-clinic", "madang-chat", "total", "40"],
     ),
+    ("usage", "--group-by", "site"): (
+        "/api/v1/usage",
+        {"rows": [{"site": "gumi", "requests": 2, "events": 3}], "totals": {"requests": 2, "events": 3}},
+        ["SITE", "gumi"],
+    ),
     ("usage", "events"): (
         "/api/v1/usage/events",
         {"events": [{"started_at_s": 0, "request_id": "daegu-00", "outcome": "completed"}]},

@@ -61,12 +61,13 @@ def _show_usage(
                 "group_by": ",".join(groups),
             },
         )
+    # A site answers its own rows alone; only the ledger knows which attempt of a request is billed.
+    rows = [{**row, "tenant": row.get("tenant", row.get("tenant_id"))} for row in rows_of(found, "rows")]
     if access.is_json:
-        print_json(found)
+        print_json(found if isinstance(found, dict) else {"rows": rows})
         return
-    rows = rows_of(found, "rows")
     totals = found.get("totals") if isinstance(found, dict) else None
-    keys = [name for name in groups if any(name in row for row in rows)]
+    keys = [name for name in groups if any(row.get(name) is not None for row in rows)]
     if totals and keys and rows:
         rows = [*rows, {**totals, keys[0]: "total"}]
     print_table(
