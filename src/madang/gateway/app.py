@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +92,7 @@ class GatewayWorker:
             disk=disk,
         )
         self._inflight = InFlightTable(settings.feed_dir, worker)
-
-        def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-            return tasks.create_task(work)
-
-        self._pool = UpstreamPool(self._loop, spawn, self.meter, settings.connect_timeout_s)
+        self._pool = UpstreamPool(self._loop, tasks.create_task, self.meter, settings.connect_timeout_s)
         self.relay = Relay(
             settings=settings,
             loop=self._loop,

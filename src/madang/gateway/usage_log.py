@@ -93,6 +93,8 @@ class UsageLog:
         observe_commit: Callable[[float], None],
         disk: Disk | None = None,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        records_waiting_max: int = RECORDS_WAITING_MAX,
+        retry_period_s: float = RETRY_PERIOD_S,
     ) -> None:
         """Make a log; `start` opens it.
 
@@ -105,6 +107,8 @@ class UsageLog:
             observe_commit: told the seconds from append to durability, on the loop's thread.
             disk: what reaches the disk.
             segment_bytes_max: a segment over it is followed by the next.
+            records_waiting_max: more are refused.
+            retry_period_s: how often a log that cannot be written is tried again.
         """
         self._folder = folder
         self._stem = f"w{worker}-{boot}"
@@ -113,6 +117,8 @@ class UsageLog:
         self._observe_commit = observe_commit
         self._disk = disk if disk is not None else SystemDisk()
         self._segment_bytes_max = segment_bytes_max
+        self._records_waiting_max = records_waiting_max
+        self._retry_period_s = retry_period_s
         self._wake = threading.Condition()
         self._waiting: list[tuple[bytes, OnDurable, int]] = []
         self._is_stopping = False
@@ -139,8 +145,8 @@ class UsageLog:
         record = encode_record(event)
         with self._wake:
             reason = self._failure
-            if not reason and len(self._waiting) >= RECORDS_WAITING_MAX:
-                reason = f"{RECORDS_WAITING_MAX} usage events wait for {self._folder}"
+            if not reason and len(self._waiting) >= self._records_waiting_max:
+                reason = f"{self._records_waiting_max} usage events wait for {self._folder}"
             if not reason:
                 self._waiting.append((record, on_durable, self._clock.monotonic_ns()))
                 if len(self._waiting) == 1:
@@ -161,7 +167,7 @@ class UsageLog:
         while True:
             with self._wake:
                 if not self._waiting and not self._is_stopping:
-                    self._wake.wait(RETRY_PERIOD_S if self._failure else None)
+                    self._wake.wait(self._retry_period_s if self._failure else None)
                 batch, self._waiting = self._waiting, []
                 is_last = self._is_stopping
             if batch:
