@@ -7,6 +7,8 @@ ended, so that it comes no more.
 
 import asyncio
 
+import msgspec
+
 from madang.core import Clock, Conflict, Fault, Rejected, Unavailable
 from madang.hub.jetstream import ACK, TERM, JetStream, StreamMessage, StreamState
 from madang.hub.ledger import IngestFloor, Refusal, enter, judge_batch, read_floor, write_floor
@@ -19,7 +21,7 @@ from madang.runtime.store import Store
 from madang.runtime.telemetry import EventLog
 from madang.wire.bus import site_of_subject
 
-_MESSAGES_PER_COMMIT_MAX = 16
+_MESSAGES_PER_COMMIT_MAX = 8
 _PULL_PENDING_MAX = 256
 _WAIT_S = 5.0
 _RETRY_S = 1.0
@@ -122,25 +124,37 @@ class Ingest:
                 await self._enter(messages)
 
     async def _enter(self, messages: list[StreamMessage]) -> None:
-        events: list[UsageEvent] = []
-        refusals: list[Refusal] = []
-        verdicts: list[bytes] = []
-        for message in messages:
-            good, bad = judge_batch(_site_of(message.subject), message.data)
-            events += good
-            refusals += bad
-            is_malformed = any(refusal.what == "batch" for refusal in bad)
-            verdicts.append(TERM if is_malformed else ACK)
+        # Decoding thousands of events would hold up heartbeats and the admin API.
+        judged = await asyncio.to_thread(_judge_all, messages)
         now_s = self._clock.wall_s()
-        entered = await self._store.write(lambda c: enter(c, events, refusals, now_s))
-        for message, verdict in zip(messages, verdicts, strict=True):
+        entered = await self._store.write(lambda c: enter(c, judged.events, judged.refusals, now_s))
+        for message, verdict in zip(messages, judged.verdicts, strict=True):
             await self._pull.answer(message, verdict)
         counter = self._metrics.ledger_events
         counter.labels("inserted").inc(entered.inserted)
         counter.labels("duplicate").inc(entered.duplicates)
         counter.labels("refused").inc(entered.refused)
-        if refusals or entered.refused:
+        if entered.refused:
             self._log.warning("usage_refused", refused=entered.refused, subjects=sorted({m.subject for m in messages}))
+
+
+class _Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """What some messages hold, and how each of them is answered once that is committed."""
+
+    events: list[UsageEvent]
+    refusals: list[Refusal]
+    verdicts: list[bytes]
+
+
+def _judge_all(messages: list[StreamMessage]) -> _Judged:
+    judged = _Judged(events=[], refusals=[], verdicts=[])
+    for message in messages:
+        good, bad = judge_batch(_site_of(message.subject), message.data)
+        judged.events.extend(good)
+        judged.refusals.extend(bad)
+        is_malformed = any(refusal.what == "batch" for refusal in bad)
+        judged.verdicts.append(TERM if is_malformed else ACK)
+    return judged
 
 
 def _site_of(subject: str) -> str:
