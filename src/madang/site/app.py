@@ -60,6 +60,10 @@ def main(config: Path) -> int:
 
 async def run_site(settings: SiteSettings, clock: Clock, entropy: Entropy, log: EventLog) -> None:
     """Run the site process until a signal or until its task is cancelled."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
     await asyncio.to_thread(prepare_site, settings, entropy)
     await asyncio.to_thread(remove_leftovers, settings.feed_dir)
     parts = make_parts(settings, clock, entropy, log)
@@ -71,7 +75,7 @@ async def run_site(settings: SiteSettings, clock: Clock, entropy: Entropy, log: 
         port = await server.start()
         log.info("site_serving", port=port, boot_id=parts.boot_id, version=madang.__version__)
         try:
-            await _run_parts(parts, server)
+            await _run_parts(parts, server, stopping)
         finally:
             await server.stop()
             log.info("site_stopped")
@@ -120,11 +124,7 @@ def list_loops(parts: SiteParts) -> dict[str, Coroutine[Any, Any, None]]:
     return loops
 
 
-async def _run_parts(parts: SiteParts, server: AdminServer) -> None:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+async def _run_parts(parts: SiteParts, server: AdminServer, stopping: asyncio.Event) -> None:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(part, name=name) for name, part in list_loops(parts).items()]
         tasks.append(group.create_task(server.wait(), name="admin_http"))

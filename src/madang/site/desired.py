@@ -107,22 +107,24 @@ def apply_items(connection: sa.Connection, items: Sequence[StoredItem], now_s: f
     """Store every item that is newer than what is held, and return those."""
     applied = _read_number(connection, _APPLIED)
     floor = _read_number(connection, _SNAPSHOT)
-    taken: list[StoredItem] = []
+    key = sa.tuple_(DESIRED_ITEM.c.kind, DESIRED_ITEM.c.item_id)
+    query = sa.select(DESIRED_ITEM.c.kind, DESIRED_ITEM.c.item_id, DESIRED_ITEM.c.generation)
+    names = {(item.kind, item.item_id) for item in items}
+    held = {(row.kind, row.item_id): row.generation for row in connection.execute(query.where(key.in_(names)))}
+    taken: dict[tuple[str, str], StoredItem] = {}
     for item in items:
-        held = connection.scalar(
-            sa.select(DESIRED_ITEM.c.generation).where(
-                DESIRED_ITEM.c.kind == item.kind, DESIRED_ITEM.c.item_id == item.item_id
-            )
-        )
-        if item.generation <= (floor if held is None else held):
-            continue
-        row = {**msgspec.structs.asdict(item), "applied_at_s": now_s}
-        statement = insert(DESIRED_ITEM).values(row)
-        connection.execute(statement.on_conflict_do_update(index_elements=["kind", "item_id"], set_=row))
-        taken.append(item)
-        applied = max(applied, item.generation)
+        name = (item.kind, item.item_id)
+        if item.generation > held.get(name, floor):
+            held[name] = item.generation
+            taken[name] = item
+            applied = max(applied, item.generation)
+    if taken:
+        rows = [{**msgspec.structs.asdict(item), "applied_at_s": now_s} for item in taken.values()]
+        statement = insert(DESIRED_ITEM)
+        changed = {column.name: statement.excluded[column.name] for column in DESIRED_ITEM.c if not column.primary_key}
+        connection.execute(statement.on_conflict_do_update(index_elements=["kind", "item_id"], set_=changed), rows)
     _write_number(connection, _APPLIED, applied)
-    return Applied(items=tuple(taken), generation=applied, snapshot_generation=floor)
+    return Applied(items=tuple(taken.values()), generation=applied, snapshot_generation=floor)
 
 
 def apply_snapshot(connection: sa.Connection, generation: int, items: Sequence[StoredItem], now_s: float) -> Applied:
