@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from madang.core import Rejected
+from madang.federation.environment import choose_environment
 from madang.federation.layout import (
     gateway_settings,
     hub_settings,
@@ -101,3 +102,24 @@ def test_awkward_values_survive_toml():
     odd = Odd(text='한글 "quoted" \\ \n\t\x7f', empty=(), mapping={"a.b": 'x"', "": "y"}, number=1e-7)
     found = tomllib.loads(render_toml(odd, "several\nlines"))
     assert found == {"text": odd.text, "empty": [], "mapping": odd.mapping, "number": odd.number}
+
+
+def test_a_setting_may_come_from_the_environment_unless_the_map_decides_it():
+    taken = [
+        "MADANG_STATE",
+        "MADANG_HUB_URL",
+        "MADANG_ADMIN_TOKEN",
+        "MADANG_HUB_PORT",
+        "MADANG_SITE_NAME",
+        "MADANG_SITE_REGION",
+        "MADANG_SITE_PEER_OVERRIDES",
+        "MADANG_NODE_TOKEN_FILE",
+        "MADANG_GATEWAY_PORT",
+        "MADANG_HUB_ADMIN_TOKEN_SHA256",
+        "MADANG_SITE_ADMIN_TOKEN_SHA256",
+        "MADANG_RELAY_LINKS",
+        "MADANG_SITE_IS_ENTRY_ONLY",
+    ]
+    passed = ["PATH", "MADANG_NODE_ENGINE_THREADS", "MADANG_GATEWAY_IDLE_TIMEOUT_S", "MADANG_HUB_DATABASE_URL"]
+    found = choose_environment(dict.fromkeys([*taken, *passed], "1"), make_layout(STATE, CACHE))
+    assert sorted(found) == sorted(passed)

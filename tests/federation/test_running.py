@@ -194,10 +194,14 @@ def test_two_commands_do_not_start_and_stop_at_once(layout):
         pass
 
 
-def test_nothing_of_the_callers_environment_reaches_the_programs(layout, monkeypatch):
+def test_what_the_map_decides_is_not_for_the_environment(layout, monkeypatch):
     monkeypatch.setenv("MADANG_HUB_PORT", "1")
+    monkeypatch.setenv("MADANG_ADMIN_TOKEN", "secret")
+    monkeypatch.setenv("MADANG_NODE_ENGINE_THREADS", "1")
     write_programs(layout, "import os; open('env', 'w').write(repr(sorted(os.environ))); import signal; signal.pause()")
     start_supervisor(layout)
     text = until(lambda: (layout.run_dir / "env").exists() and read(layout.run_dir / "env"))
     assert "MADANG_HUB_PORT" not in text
+    assert "MADANG_ADMIN_TOKEN" not in text
+    assert "MADANG_NODE_ENGINE_THREADS" in text
     assert "MADANG_SUPERVISED_BY" in text

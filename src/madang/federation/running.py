@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 
 from madang.core import Conflict, Rejected, Unavailable
+from madang.federation.environment import choose_environment
 from madang.federation.layout import HOST, Layout, node_settings
 from madang.federation.supervise import FAILURE_FILE
 from madang.node.bootstrap import stop_engines
@@ -129,7 +130,7 @@ def start_supervisor(layout: Layout, *, wait_s: float = _START_WAIT_S) -> None:
             stdout=output,
             stderr=output,
             cwd=layout.run_dir,
-            env=os.environ | {MARKER_VARIABLE: marker(layout)},
+            env=choose_environment(os.environ, layout) | {MARKER_VARIABLE: marker(layout)},
             timeout=_START_WAIT_S,
             check=False,
         )

@@ -36,9 +36,6 @@ def main(run_dir: Path) -> int:
     except BlockingIOError:
         log.warning("already_supervised")
         return 1
-    # A setting in the caller's environment is for the caller, not for programs whose files say all.
-    for name in [name for name in os.environ if name.startswith("MADANG_")]:
-        del os.environ[name]
     supervisor = Supervisor(
         decode_specs((run_dir / PROGRAMS_FILE).read_bytes()),
         record_path=run_dir / RECORD_FILE,
