@@ -12,6 +12,7 @@ from madang.federation.layout import (
     Layout,
     gateway_settings,
     hub_settings,
+    make_layout,
     node_settings,
     relay_settings,
     site_settings,
