@@ -6,7 +6,13 @@ import msgspec
 
 
 class NodeLink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the site reaches one of its nodes: base URL of the node's admin port and the file with its token."""
+    """How the site reaches one of its nodes.
+
+    Attributes:
+        name: as in the node's own settings.
+        url: base URL of its admin port.
+        token_file: holds the bearer token that it asks for; mode 0600.
+    """
 
     name: str
     url: str
@@ -24,6 +30,7 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         nats_host, nats_port, nats_monitor_port: its own NATS server.
         hub_leaf_url: where that server dials the hub's leaf port.
         tenant_url, peer_url: what is announced to others.
+        is_entry_only: a pseudo-site without chips, such as the national entry.
         peer_overrides: site name → base URL, where this site must dial a peer by another way (VPN, NAT, relay).
         nodes: its servers; none for an entry-only site.
         feed_dir: where the gateway's feed is written.
