@@ -17,9 +17,8 @@ import httpx
 import msgspec
 
 from madang.core import Unavailable
-from madang.hub.app import make_app, run_hub
+from madang.hub.app import run_hub
 from madang.hub.bootstrap import prepare_hub
-from madang.hub.parts import make_parts
 from madang.hub.settings import HubSettings
 from madang.runtime.bus import Bus, BusLogin
 from madang.runtime.clock import SystemClock, SystemEntropy
@@ -261,7 +260,6 @@ class FakeSite:
         self.generation = 0
         self.resyncs = 0
         self.parts = {}
-        self.is_deaf = False
         self.deliveries = bus.listen(f"_INBOX.{leaf.name}.pull.*", pending_max=1000)
         self.commands = bus.listen(f"cmd.{leaf.name}.>", pending_max=100)
 
@@ -293,8 +291,6 @@ class FakeSite:
         while True:
             message = await self.commands.next()
             part = wire.decode(message.data, wire.ResyncPart)
-            if self.is_deaf:
-                continue
             self.parts.setdefault(part.resync_id, {})[part.part] = part
             parts = self.parts[part.resync_id]
             if len(parts) == part.parts:
@@ -350,11 +346,3 @@ async def fails_to_arrive(bus, subject, data=b"{}", timeout_s=0.6):
     except Unavailable:
         return True
     return False
-
-
-def hub_parts(settings, log):
-    """Parts of a hub that is not run: for actions on its database alone."""
-    return make_parts(settings, SystemClock(), SystemEntropy(), log)
-
-
-__all__ = ["make_app"]

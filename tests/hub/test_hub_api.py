@@ -1,8 +1,9 @@
 """The hub's admin API as a client sees it, without NATS."""
 
 import asyncio
+import contextlib
 import hashlib
-import os
+import io
 
 import httpx
 import pytest
@@ -20,36 +21,46 @@ SITE = {"name": "daegu", "region": "yeongnam", "identity_ed25519": "a" * 64}
 MODEL = {"name": "qwen2.5", "task": "chat", "title": "Qwen", "licence": "Apache-2.0"}
 
 
-@pytest.fixture
-def api(tmp_path, empty_database):
+@contextlib.contextmanager
+def hub_without_nats(folder, database):
     """Call the API of a hub that has a database and no NATS server."""
-    artifacts = tmp_path / "artifacts"
     settings = HubSettings(
-        state_dir=tmp_path / "hub",
+        state_dir=folder / "hub",
         admin_token_sha256=hashlib.sha256(TOKEN.encode()).hexdigest(),
-        artifact_dir=artifacts,
+        artifact_dir=folder / "artifacts",
     )
     prepare_hub(settings)
-    (settings.state_dir / "hub.db").write_bytes(empty_database)
-    with open(os.devnull, "w") as nowhere:
-        made = []
+    (settings.state_dir / "hub.db").write_bytes(database)
+    log = EventLog(SystemClock(), io.StringIO())
+    parts = make_parts(settings, SystemClock(), SystemEntropy(), log)
+    app = make_app(parts)
 
-        def call(method, path, body=None, *, token=TOKEN, headers=None, content=None):
-            async def ask():
-                if not made:
-                    made.append(make_parts(settings, SystemClock(), SystemEntropy(), EventLog(SystemClock(), nowhere)))
-                transport = httpx.ASGITransport(app=make_app(made[0]))
-                auth = {"authorization": f"Bearer {token}"} if token else {}
-                async with httpx.AsyncClient(transport=transport, base_url="http://hub") as client:
-                    return await client.request(
-                        method, path, json=body, content=content, headers={**auth, **(headers or {})}
-                    )
+    def call(method, path, body=None, *, token=TOKEN, headers=None, content=None):
+        async def ask():
+            transport = httpx.ASGITransport(app=app)
+            auth = {"authorization": f"Bearer {token}"} if token else {}
+            async with httpx.AsyncClient(transport=transport, base_url="http://hub") as client:
+                return await client.request(
+                    method, path, json=body, content=content, headers={**auth, **(headers or {})}
+                )
 
-            return asyncio.run(ask())
+        return asyncio.run(ask())
 
+    yield call
+    parts.store.close()
+
+
+@pytest.fixture
+def api(tmp_path, empty_database):
+    with hub_without_nats(tmp_path, empty_database) as call:
         yield call
-        for parts in made:
-            parts.store.close()
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory, empty_database):
+    """A hub for requests that change nothing, shared."""
+    with hub_without_nats(tmp_path_factory.mktemp("api"), empty_database) as call:
+        yield call
 
 
 def ok(answer, status=200):
@@ -131,8 +142,8 @@ PATHS = [
 
 
 @pytest.mark.parametrize(("method", "path"), PATHS)
-def test_every_route_wants_the_token(api, method, path):
-    refused(api(method, path, token=None), 401, "invalid_token")
+def test_every_route_wants_the_token(unchanged, method, path):
+    refused(unchanged(method, path, token=None), 401, "invalid_token")
 
 
 @pytest.mark.parametrize(
@@ -165,12 +176,12 @@ def test_every_route_wants_the_token(api, method, path):
         ("GET", "/api/v1/audit?after=x", None, 400, "after"),
     ],
 )
-def test_bad_requests_are_named(api, method, path, body, status, said):
-    refused(api(method, path, body), status, "not_found" if status == 404 else "invalid_request", said)
+def test_bad_requests_are_named(unchanged, method, path, body, status, said):
+    refused(unchanged(method, path, body), status, "not_found" if status == 404 else "invalid_request", said)
 
 
-def test_a_body_over_the_limit_is_refused(api):
-    refused(api("POST", "/api/v1/models", content=b"x" * (20 * 1024 * 1024)), 413, "request_too_large")
+def test_a_body_over_the_limit_is_refused(unchanged):
+    refused(unchanged("POST", "/api/v1/models", content=b"x" * (20 * 1024 * 1024)), 413, "request_too_large")
 
 
 def test_a_name_held_by_another_identity_is_a_conflict(api):
@@ -189,8 +200,8 @@ def test_a_resync_without_a_link_says_so(api):
     assert api("GET", "/readyz").status_code == 503
 
 
-def test_usage_without_groups_is_the_totals(api):
-    answer = ok(api("GET", "/api/v1/usage?group_by="))
+def test_usage_without_groups_is_the_totals(unchanged):
+    answer = ok(unchanged("GET", "/api/v1/usage?group_by="))
     assert answer["rows"] == [answer["totals"]]
 
 
@@ -216,8 +227,8 @@ def test_artifacts_are_served_by_hash_in_ranges_and_nothing_else_is(api, tmp_pat
         assert api("GET", f"/artifacts/{bad}", token=None).status_code in (400, 404)
 
 
-def test_the_document_names_every_route_and_every_body(api):
-    document = ok(api("GET", "/openapi.json", token=None))
+def test_the_document_names_every_route_and_every_body(unchanged):
+    document = ok(unchanged("GET", "/openapi.json", token=None))
     for method, path in PATHS:
         generic = path.replace("/sites/daegu/", "/sites/{name}/")
         assert method.lower() in document["paths"][generic]
@@ -225,7 +236,7 @@ def test_the_document_names_every_route_and_every_body(api):
         assert document["components"]["schemas"][name]["type"] == "object"
 
 
-def test_metrics_name_this_program_only(api):
-    text = api("GET", "/metrics", token=None).text
+def test_metrics_name_this_program_only(unchanged):
+    text = unchanged("GET", "/metrics", token=None).text
     assert "madang_hub_bus_connected 0.0" in text
     assert all(line.startswith(("#", "madang_hub_")) for line in text.splitlines())
