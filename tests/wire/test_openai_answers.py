@@ -161,6 +161,44 @@ def test_an_answer_without_end_is_cut() -> None:
         stream.take(piece)
 
 
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+@given(st.lists(texts, max_size=12), st.booleans(), st.booleans(), st.integers(0, 3))
+def test_any_text_arrives_unchanged(parts: list[str], is_stream: bool, spaced: bool, change: int) -> None:
+    """Also where the shape around the text changes in the middle, as the engine's clock does."""
+    stream = AnswerStream(request(stream=is_stream), RID)
+    script: list[dict[str, Any]] = [
+        {"delta": {"content": part}, "created": number // max(change, 1)} for number, part in enumerate(parts)
+    ]
+    events = run(stream, spaced=spaced, script=script)
+    if is_stream:
+        assert "".join(one["choices"][0]["delta"]["content"] for one in events) == "".join(parts)
+        assert {(one["id"], one["model"]) for one in events} <= {(f"chatcmpl-{RID}", "qwen")}
+        assert [one["created"] for one in events] == [one["created"] for one in script]
+    else:
+        assert json.loads(stream.assemble(0))["choices"][0]["message"]["content"] == "".join(parts)
+    assert stream.count().completion_tokens == len(parts)
+
+
+def test_text_that_is_none_is_a_failure() -> None:
+    stream = AnswerStream(request(), RID)
+    stream.take(event({"content": "a"}))
+    stream.take(event({"content": "a"}).replace(b'"content":"a"', b'"content":"\\x"'))
+    with pytest.raises(EngineFailed):
+        stream.assemble(0)
+
+
+def test_a_quote_in_the_text_cannot_end_it() -> None:
+    stream = AnswerStream(request(stream=True), RID)
+    for text in ("a", "b"):
+        stream.take(event({"content": text}))
+    sly = event({"content": "c"}).replace(b'"content":"c"', b'"content":"c","timings":"d"')
+    out = stream.take(sly)
+    assert out is not None
+    assert json.loads(out)["choices"][0]["delta"]["content"] == "c"
+
+
 payloads = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=5),
     lambda inner: (

@@ -158,14 +158,14 @@ class GatewayWorker:
     async def _listen(self, name: str, port: int) -> asyncio.Server:
         factory = self.ports[name].connect
         held = self._sockets.get(name)
+        host = self._settings.admin_host if name == "admin" else self._settings.listen_host
         try:
             if held is not None:
                 return await self._loop.create_server(factory, sock=held, backlog=BACKLOG)
-            host = self._settings.listen_host
             return await self._loop.create_server(factory, host, port, reuse_port=True, backlog=BACKLOG)
         except OSError as error:
             raise Unavailable(
-                f"cannot listen on {self._settings.listen_host}:{port} (the {name} port): {error.strerror}",
+                f"cannot listen on {host}:{port} (the {name} port): {error.strerror}",
                 next_step="free the port or choose another in the gateway's settings",
             ) from error
 

@@ -172,13 +172,14 @@ class EngineLeg:
 class GenerationLeg(EngineLeg):
     """An attempt at text: the engine streams, the client gets a stream or one object."""
 
-    __slots__ = ("_first_token_ns", "_has_first", "_splitter", "_stream")
+    __slots__ = ("_answer", "_first_token_ns", "_has_first", "_splitter", "_stream")
 
     def __init__(self, journey: "Journey", replica: LiveReplica) -> None:
         super().__init__(journey, replica)
         assert journey.request is not None
         self._stream = AnswerStream(journey.request, journey.errand.request_id)
         self._splitter = SseSplitter()
+        self._answer = b""
         self._has_first = False
         self._first_token_ns: int | None = None
 
@@ -188,11 +189,6 @@ class GenerationLeg(EngineLeg):
 
     def _on_piece(self, data: bytes) -> None:
         stream = self._stream
-        if self._first_token_ns is not None and not self._splitter.has_rest:
-            passed = stream.pass_through(data)
-            if passed is not None:
-                self._journey.exchange.send(passed)
-                return
         pieces: list[bytes] = []
         trouble = ""
         try:
@@ -244,6 +240,11 @@ class GenerationLeg(EngineLeg):
 
     def _settle(self) -> None:
         """The engine is done: hold the last bytes until the event is durable."""
+        try:
+            self._answer = self._stream.assemble(int(self._relay.clock.wall_s()))
+        except EngineFailed as error:
+            self._on_broken(AttemptFailure.PROTOCOL, error.message)
+            return
         self._is_settled = True
         self._count(-1)
         self._journey.record(self._served(Outcome.COMPLETED), self._on_durable)
@@ -269,8 +270,7 @@ class GenerationLeg(EngineLeg):
         if not journey.request.is_stream:
             journey.attempt_answers()
             journey.count_answer(200, self._relay.site)
-            body = self._stream.assemble(int(self._relay.clock.wall_s()))
-            exchange.respond(200, JSON_TYPE + self._answer_fields(), body)
+            exchange.respond(200, JSON_TYPE + self._answer_fields(), self._answer)
             return
         if not exchange.is_begun:
             self._pass_on(b"")

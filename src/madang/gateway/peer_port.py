@@ -27,6 +27,8 @@ from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.passes import HEARTBEAT_PERIOD_S, HOPS_MAX, PASS_HEADER, Pass, open_pass
 
 SKEW_S = 30.0
+LIFETIME_MAX_S = 60.0
+"""A pass of longer life would have to be remembered for longer."""
 PASSES_REMEMBERED_MAX = 131_072
 """Passes live PASS_LIFETIME_S plus the skew on both sides, so this holds about 1,800 a second for one worker."""
 _PASS_FIELD = PASS_HEADER.encode()
@@ -130,6 +132,8 @@ class PeerPort:
             _refuse_pass(f"the pass names entry {found.entry_site} under a session with {partner}")
         if found.path != path:
             _refuse_pass("the pass is for another path")
+        if found.deadline_s - found.issued_at_s > LIFETIME_MAX_S:
+            _refuse_pass(f"the pass lives longer than {LIFETIME_MAX_S:g} s")
         if not 1 <= found.hops <= HOPS_MAX or not 1 <= found.attempt <= 99:
             _refuse_pass("the pass has impossible hops or attempts")
 

@@ -6,8 +6,9 @@ EngineFailed. Bounded: an assembled answer holds at most ANSWER_BYTES_MAX of tex
 """
 
 import base64
+import re
 import struct
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -80,17 +81,36 @@ class _Event(msgspec.Struct):
     error: Any = None
 
 
+_text_decoder = msgspec.json.Decoder(str)
 _event_decoder = msgspec.json.Decoder(_Event)
-# An event with one of these is looked at more closely than the many between the first token and the last.
-_CLOSER = (b'"finish_reason":"', b'"usage":{', b'"timings":', b'"error":', b"[DONE]", b"\r")
+_STRING_BODY = re.compile(rb'[^"\\\n\r]*+(?:\\.[^"\\\n\r]*+)*+\Z')
+
+
+_STRING = rb'("[^"\\\n\r]*+(?:\\.[^"\\\n\r]*+)*+")'
+_TEXT_MEMBER = {
+    Endpoint.CHAT: re.compile(rb'"content": ?' + _STRING),
+    Endpoint.COMPLETIONS: re.compile(rb'"text": ?' + _STRING),
+}
+
+
+class _Template(NamedTuple):
+    """What the events of a stream have in common around their text, as the engine writes it and as we do."""
+
+    head: bytes
+    tail: bytes
+    our_head: bytes
+    our_tail: bytes
 
 
 class AnswerStream:
     """Follows a generation's events, whichever way the client wants its answer.
 
-    `take` is called once for each payload and returns what a streaming client gets for it, or None. In the middle of
-    a stream, `pass_through` does the same for many events at once. Milestones for the caller: `has_token` (a token
-    that is not empty came), `is_finished` (a reason to finish came), `is_done` (the engine said `[DONE]`).
+    `take` is called once for each payload and returns what a streaming client gets for it, or None. Milestones for
+    the caller: `has_token` (a token that is not empty came), `is_finished` (a reason to finish came), `is_done` (the
+    engine said `[DONE]`).
+
+    Most events differ only in their text. What stands around it is learnt from one event, and the next one of the
+    same shape is recognised by comparing bytes: no JSON is parsed between the first token and the last.
     """
 
     def __init__(self, request: ApiRequest, request_id: RequestId) -> None:
@@ -103,36 +123,26 @@ class AnswerStream:
         self._usage: _Usage | None = None
         self._usage_raw: dict[str, Any] | None = None
         self._assembly = None if request.is_stream else _Assembly(request.endpoint)
-        # Once learnt, the engine's id and model are replaced as bytes: a JSON string cannot hold a bare quote, so
-        # these patterns match nothing but the members themselves.
-        self._swaps: tuple[tuple[bytes, bytes], ...] = ()
-
-    def pass_through(self, data: bytes) -> bytes | None:
-        """Return whole events under our names, or None when they have to be taken one by one.
-
-        Cost: a few searches over `data`, no parsing. Only for a streaming client, after its first token.
-        """
-        if not self.has_token or not self._swaps or not data.endswith(b"\n\n"):
-            return None
-        for mark in _CLOSER:
-            if mark in data:
-                return None
-        events = data.count(b"\n\n")
-        for old, new in self._swaps:
-            # Each event names both once; anything else is not the shape that was learnt.
-            if data.count(old) != events:
-                return None
-            data = data.replace(old, new)
-        if data.count(b"data: {") != events or data.count(b"\n") != 2 * events:
-            return None
-        self._chunks += events
-        return data
+        self._template: _Template | None = None
 
     def take(self, payload: bytes) -> bytes | None:
         """Return the payload for a streaming client, or None when it gets nothing for this one."""
+        template = self._template
+        if template is not None and payload.startswith(template.head) and payload.endswith(template.tail):
+            body = payload[len(template.head) : -len(template.tail)]
+            if _is_string_body(body):
+                self._chunks += 1
+                if self._assembly is None:
+                    return template.our_head + body + template.our_tail
+                self._assembly.add_text(body)
+                return None
         if payload == DONE:
             self.is_done = True
             return None
+        return self._read(payload)
+
+    def _read(self, payload: bytes) -> bytes | None:
+        """Take an event by parsing it."""
         try:
             event = _event_decoder.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -143,9 +153,11 @@ class AnswerStream:
             self._follow(event.choices[0])
         if event.usage is not None:
             self._usage = event.usage
+            self._usage_raw = _decoder.decode(payload)["usage"]
+        text = _plain_text(event)
+        if text:
+            self._template = self._learn(payload, text)
         if self._assembly is not None:
-            if event.usage is not None:
-                self._usage_raw = _decoder.decode(payload)["usage"]
             return None
         if not event.choices and not (event.usage is not None and self._request.has_usage_chunk):
             return None
@@ -161,8 +173,13 @@ class AnswerStream:
         return TokenCount(prompt_tokens, self._chunks, True)
 
     def assemble(self, created_s: int) -> bytes:
-        """Return the whole answer as one JSON object, for a client that did not ask for a stream."""
-        assert self._assembly is not None
+        """Return the whole answer as one JSON object, or nothing for a client that had it as a stream.
+
+        Raises:
+            EngineFailed: the pieces of text are no text.
+        """
+        if self._assembly is None:
+            return b""
         count = self.count()
         answer = {
             "id": self._id,
@@ -190,21 +207,54 @@ class AnswerStream:
             self._assembly.add(choice)
 
     def _rename(self, payload: bytes, *, is_usage: bool) -> bytes:
-        """Return an event under our names and without the engine's own figures; learn how it names itself."""
+        """Return an event under our names and without the engine's own figures."""
         event = _decoder.decode(payload)
-        if not self._swaps:
-            swaps = tuple((_member(key, event.get(key)), _member(key, new)) for key, new in self._names())
-            if all(payload.count(old) == 1 for old, _ in swaps):
-                self._swaps = swaps
         for key in _ENGINE_ONLY:
             event.pop(key, None)
         if not is_usage and event.get("usage"):
             del event["usage"]  # a running count that nobody asked for
-        event.update(self._names())
+        event["id"] = self._id
+        event["model"] = self._request.service
         return _encoder.encode(event)
 
-    def _names(self) -> tuple[tuple[str, str], ...]:
-        return ("id", self._id), ("model", self._request.service)
+    def _learn(self, payload: bytes, text: str) -> _Template | None:
+        """Return what stands around `text` in an event, or None when it cannot be told for sure."""
+        event = _decoder.decode(payload)
+        if any(key in event for key in _ENGINE_ONLY):
+            return None
+        matches = list(_TEXT_MEMBER[self._request.endpoint].finditer(payload))
+        if len(matches) != 1 or _text_decoder.decode(matches[0][1]) != text:
+            return None
+        start, end = matches[0].span(1)
+        head, tail = payload[: start + 1], payload[end - 1 :]
+        our_head, our_tail = head, tail
+        for key, name in (("id", self._id), ("model", self._request.service)):
+            found = [old for old in _members(key, event.get(key)) if head.count(old) + tail.count(old) == 1]
+            if len(found) != 1:
+                return None
+            new = _members(key, name)[0]
+            our_head, our_tail = our_head.replace(found[0], new), our_tail.replace(found[0], new)
+        return _Template(head, tail, our_head, our_tail)
+
+
+def _is_string_body(body: bytes) -> bool:
+    """Return whether `body` is what may stand between the quotes of a JSON string, and something."""
+    if b'"' not in body and b"\\" not in body and b"\n" not in body and b"\r" not in body:
+        return bool(body)
+    return _STRING_BODY.match(body) is not None
+
+
+def _plain_text(event: _Event) -> str | None:
+    """Return the text of an event that carries nothing else."""
+    if len(event.choices) != 1 or event.usage is not None:
+        return None
+    choice = event.choices[0]
+    if choice.finish_reason or choice.logprobs is not None:
+        return None
+    if choice.delta is None:
+        return choice.text
+    is_plain = choice.delta.reasoning_content is None and choice.delta.tool_calls is None
+    return choice.delta.content if is_plain else None
 
 
 class _Assembly:
@@ -213,7 +263,7 @@ class _Assembly:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._room = ANSWER_BYTES_MAX
-        self._text: list[str] = []
+        self._text: list[bytes] = []  # bodies of JSON strings: together they are the body of the whole text
         self._reasoning: list[str] = []
         self._tool_calls: dict[int, dict[str, Any]] = {}
         self._logprobs: list[Any] = []
@@ -229,8 +279,7 @@ class _Assembly:
         delta = choice.delta
         text = choice.text if delta is None else delta.content
         if text:
-            self._spend(len(text))
-            self._text.append(text)
+            self.add_text(_encoder.encode(text)[1:-1])
         if delta is None:
             return
         if delta.reasoning_content:
@@ -238,6 +287,11 @@ class _Assembly:
             self._reasoning.append(delta.reasoning_content)
         for call in delta.tool_calls or ():
             self._add_call(call)
+
+    def add_text(self, body: bytes) -> None:
+        """Take text as the body of a JSON string, without its quotes."""
+        self._spend(len(body))
+        self._text.append(body)
 
     def _add_call(self, call: _ToolCall) -> None:
         name = (call.function and call.function.name) or ""
@@ -258,7 +312,10 @@ class _Assembly:
     def choice(self) -> dict[str, Any]:
         """Return the whole choice."""
         logprobs = {"content": self._logprobs} if self._logprobs else None
-        text = "".join(self._text)
+        try:
+            text = _text_decoder.decode(b'"' + b"".join(self._text) + b'"')
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise EngineFailed(f"the engine's text is malformed: {error}") from error
         if self._endpoint is Endpoint.COMPLETIONS:
             return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": self._finish_reason}
         message: dict[str, Any] = {"role": "assistant", "content": text}
@@ -331,8 +388,10 @@ def _error_text(error: Any) -> str:
     return str(message)[:1000]
 
 
-def _member(key: str, value: Any) -> bytes:
-    return b'"' + key.encode() + b'":' + _encoder.encode(value)
+def _members(key: str, value: Any) -> tuple[bytes, bytes]:
+    """Return the two ways in which engines write a member of an object."""
+    name, literal = b'"' + key.encode() + b'":', _encoder.encode(value)
+    return name + literal, name + b" " + literal
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):

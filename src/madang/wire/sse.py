@@ -40,12 +40,16 @@ class SseSplitter:
         self._held = rest + tail
         if len(self._held) > EVENT_BYTES_MAX:
             raise Rejected(f"the engine's stream has an event over {EVENT_BYTES_MAX} bytes")
-        return [payload for payload in map(_payload, events) if payload is not None]
+        payloads = []
+        for event in events:
+            if event.startswith(b"data: ") and b"\n" not in event:
+                payloads.append(event[6:])
+            elif (payload := _payload(event)) is not None:
+                payloads.append(payload)
+        return payloads
 
 
 def _payload(event: bytes) -> bytes | None:
-    if event.startswith(b"data: ") and b"\n" not in event:
-        return event[6:]
     lines: list[bytes] = []
     for line in event.split(b"\n"):
         name, _, value = line.partition(b":")
