@@ -14,8 +14,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         usage_dir: where workers append usage logs.
         listen_host, port: the tenants' port.
         peer_port: the port for other gateways, on the same host address.
-        admin_host, admin_port: `/healthz`, `/readyz`, `/metrics` of worker 0, which ask for no key: keep it inside. Worker
-            k listens k ports higher.
+        admin_host, admin_port: `/healthz`, `/readyz`, `/metrics` of worker 0, which ask for no key: keep it inside.
+            Worker k listens k ports higher.
         workers: processes sharing the listening sockets.
         head_bytes_max, headers_max, body_bytes_max: limits of one request; over them 431, 431 and 413.
         head_timeout_s, body_timeout_s, idle_timeout_s: limits of each phase of a connection.
