@@ -64,8 +64,14 @@ class EmbedDriver:
         return LaunchPlan(
             # -P: the working folder holds engine logs and must not shadow modules.
             argv=(sys.executable, "-P", "-m", self.program, *options.to_argv()),
-            # numpy's own thread pool would only hold memory: the engine computes in C.
-            env={**request.device_env, "OMP_NUM_THREADS": str(request.prefill_threads), "OPENBLAS_NUM_THREADS": "1"},
+            env={
+                **request.device_env,
+                "OMP_NUM_THREADS": str(request.prefill_threads),
+                # Threads that spin for one another cost a busy machine several times what they gain an idle one.
+                "OMP_WAIT_POLICY": "PASSIVE",
+                # numpy's own thread pool would only hold memory: the engine computes in C.
+                "OPENBLAS_NUM_THREADS": "1",
+            },
             private_bytes_max=request.private_bytes_max,
         )
 

@@ -8,7 +8,9 @@ ends it at once; it was drained before.
 import sys
 import threading
 
+from madang.core import Fault
 from madang.engine.llama_cpp.codec import ServeOptions
+from madang.engine.llama_cpp.openmp import ensure_openmp
 
 _BATCH_TOKENS = 512
 """A long prompt holds up other slots' tokens for one batch at a time; larger ones gained nothing when measured."""
@@ -18,6 +20,11 @@ _LOG_WARNINGS = 2  # llama.cpp: 1 errors, 2 warnings, 3 information about each r
 def main(argv: list[str]) -> int:
     """Run the server until a signal ends the process; return 1 when it cannot start."""
     options = ServeOptions.from_argv(argv)
+    try:
+        ensure_openmp(options.key_file.parent)
+    except Fault as error:
+        print(error, file=sys.stderr)
+        return 1
     # Imported here: 100 MB of vendor code, and a wrong command line should fail before it.
     import xllamacpp
 
