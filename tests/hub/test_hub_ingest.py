@@ -220,3 +220,22 @@ async def full_stream(folder):
                 accepted += 20
             assert 0 < accepted < 2000
             await until(lambda: has(hub, events=accepted), "all that was accepted is in")
+
+
+def test_a_server_with_too_little_room_is_named_in_readiness(tmp_path):
+    run(too_little_room(tmp_path))
+
+
+async def too_little_room(folder):
+    async with running_hub(folder, usage_stream_bytes_max=2**20) as hub:
+        await hub.stop()
+        # The setting was raised and nats-server not restarted.
+        hub.settings = msgspec.structs.replace(hub.settings, usage_stream_bytes_max=2**40)
+        await hub.start()
+
+        async def named():
+            problems = (await hub.client.get("/readyz")).json()["problems"]
+            return any("too little for stream USAGE_ALL" in text and "restart it" in text for text in problems)
+
+        await until(named, "readiness names the stream and the next step")
+        assert (await hub.client.get("/healthz")).status_code == 200

@@ -116,14 +116,12 @@ def find_problems(parts: HubParts) -> list[str]:
     nats = f"NATS server at {parts.settings.nats_host}:{parts.settings.nats_port}"
     if not parts.bus.is_connected:
         return [f"{nats} is not connected: desired state waits, usage waits at the sites"]
-    problems = []
-    if not parts.publisher.is_current:
-        problems.append("desired state is not published yet")
-    if not parts.ingest.is_running:
-        problems.append("usage is not being taken in")
-    if not parts.claims.is_current:
-        problems.append(f"{nats} does not hold the newest revocations")
-    return problems
+    parts_by_text = {
+        "desired state is not published": parts.publisher.problem,
+        "usage is not being taken in": parts.ingest.problem,
+        f"{nats} does not hold the newest revocations": parts.claims.problem,
+    }
+    return [f"{text}: {reason}" for text, reason in parts_by_text.items() if reason]
 
 
 def make_app(parts: HubParts) -> FastAPI:

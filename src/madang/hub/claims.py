@@ -118,9 +118,9 @@ class ClaimsKeeper:
         self._trouble = Trouble(log, failed="claims_not_current", works="claims_current")
 
     @property
-    def is_current(self) -> bool:
-        """Return whether the server was seen to hold the database's JWT."""
-        return self._trouble.is_working
+    def problem(self) -> str:
+        """Return why the server may not hold the database's JWT, empty when it was seen to."""
+        return self._trouble.reason
 
     def wake(self) -> None:
         """Look now: something was revoked."""
@@ -136,7 +136,7 @@ class ClaimsKeeper:
                 self._trouble.note_success()
                 wait_s = _CHECK_PERIOD_S
             except Unavailable as error:
-                self._trouble.note_failure(error.message)
+                self._trouble.note_failure(str(error))
                 wait_s = _RETRY_S
             try:
                 async with asyncio.timeout(wait_s):

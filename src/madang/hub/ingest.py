@@ -67,9 +67,9 @@ class Ingest:
         self._trouble = Trouble(log, failed="ingest_paused", works="ingest_running")
 
     @property
-    def is_running(self) -> bool:
-        """Return whether the consumer is there and was pulled from without an error since."""
-        return self._trouble.is_working
+    def problem(self) -> str:
+        """Return why nothing is pulled, empty while pulling works."""
+        return self._trouble.reason
 
     async def run(self) -> None:
         """Ingest until cancelled."""
@@ -80,7 +80,7 @@ class Ingest:
                 self._trouble.note_success()
                 await self._pull_for(_CHECK_PERIOD_S)
             except (Unavailable, Conflict, Fault) as error:
-                self._trouble.note_failure(error.message)
+                self._trouble.note_failure(str(error))
                 await asyncio.sleep(_RETRY_S)
 
     async def _prepare(self) -> None:

@@ -22,6 +22,7 @@ PAGE_PULL_MAX = 256
 _TIMEOUT_S = 5.0
 _STREAM_NOT_FOUND = 10059  # err_code of nats-server, stable by its own promise
 _CONSUMER_NOT_FOUND = 10014
+_NO_ROOM = 10047
 _NO_MESSAGES = frozenset({"404", "408"})
 _READER_INACTIVE_S = 30.0
 
@@ -101,10 +102,10 @@ class JetStream:
         except JetStreamRefused as error:
             if error.err_code != _STREAM_NOT_FOUND:
                 raise
-            answer = await self.call(f"STREAM.CREATE.{name}", config)
+            answer = await self._change_stream("CREATE", config)
         found = answer["config"]
         if any(found.get(key, type(value)()) != value for key, value in config.items()):
-            answer = await self.call(f"STREAM.UPDATE.{name}", {**found, **config})
+            answer = await self._change_stream("UPDATE", {**found, **config})
         state = answer["state"]
         return StreamState(
             created=answer["created"],
@@ -113,6 +114,17 @@ class JetStream:
             bytes=state["bytes"],
             consumers=state["consumer_count"],
         )
+
+    async def _change_stream(self, verb: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return await self.call(f"STREAM.{verb}.{config['name']}", config)
+        except JetStreamRefused as error:
+            if error.err_code != _NO_ROOM:
+                raise
+            raise Unavailable(
+                f"nats-server was told to store too little for stream {config['name']} of {config['max_bytes']} bytes",
+                next_step="make its configuration again from the hub's settings, and restart it",
+            ) from error
 
     async def ensure_consumer(self, stream: str, config: Mapping[str, Any]) -> None:
         """Make a durable consumer, or bring it in line; one that is as wanted is left alone."""

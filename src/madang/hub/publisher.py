@@ -66,9 +66,9 @@ class Publisher:
         self._trouble = Trouble(log, failed="desired_not_published", works="desired_published")
 
     @property
-    def is_current(self) -> bool:
-        """Return whether the bucket was seen to hold what SQL wants."""
-        return self._trouble.is_working
+    def problem(self) -> str:
+        """Return why the bucket may not hold what SQL wants, empty when it was seen to."""
+        return self._trouble.reason
 
     def wake(self) -> None:
         """Look now: something was committed."""
@@ -85,14 +85,14 @@ class Publisher:
                 await self._reconcile(is_tick=is_tick)
                 self._trouble.note_success()
             except Unavailable as error:
-                self._trouble.note_failure(error.message)
+                self._trouble.note_failure(str(error))
                 # What was sent and not confirmed may be there or not: only reading tells.
                 self._bucket = None
                 wait_s = _RETRY_S
             try:
                 async with asyncio.timeout(wait_s):
                     await self._woken.wait()
-                is_tick = not self.is_current
+                is_tick = not self._trouble.is_working
             except TimeoutError:
                 is_tick = True
 

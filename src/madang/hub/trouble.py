@@ -20,8 +20,13 @@ class Trouble:
         self._log = log
         self._failed = failed
         self._works = works
-        self._reason = ""
+        self._reason = "not tried yet"
         self.is_working = False
+
+    @property
+    def reason(self) -> str:
+        """Return why it does not work; empty when it does."""
+        return self._reason
 
     def note_failure(self, reason: str) -> None:
         """Remember a failure; the same reason in a row is said once."""
