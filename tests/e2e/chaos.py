@@ -1,5 +1,6 @@
 """Load and faults for the chaos test: clients that remember what they were answered, and what to break when."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -48,8 +49,13 @@ class Clients:
 
     def _run(self, url: str, tenant: str, key: str, index: int, pause_s: float) -> None:
         host, port = url.removeprefix("http://").split(":")
+        with contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=20)) as connection:
+            self._ask_until_stopped(connection, tenant, key, index, pause_s)
+
+    def _ask_until_stopped(
+        self, connection: http.client.HTTPConnection, tenant: str, key: str, index: int, pause_s: float
+    ) -> None:
         number = 0
-        connection = http.client.HTTPConnection(host, int(port), timeout=20)
         while not self._stop.wait(pause_s):
             number += 1
             is_stream = (number + index) % 3 == 0
