@@ -219,14 +219,16 @@ class AnswerStream:
 
     def _learn(self, payload: bytes, text: str) -> _Template | None:
         """Return what stands around `text` in an event, or None when it cannot be told for sure."""
-        event = _decoder.decode(payload)
-        if any(key in event for key in _ENGINE_ONLY):
-            return None
         matches = list(_TEXT_MEMBER[self._request.endpoint].finditer(payload))
         if len(matches) != 1 or _text_decoder.decode(matches[0][1]) != text:
             return None
         start, end = matches[0].span(1)
         head, tail = payload[: start + 1], payload[end - 1 :]
+        if self._assembly is not None:
+            return _Template(head, tail, b"", b"")  # names are given to the whole answer
+        event = _decoder.decode(payload)
+        if any(key in event for key in _ENGINE_ONLY):
+            return None
         our_head, our_tail = head, tail
         for key, name in (("id", self._id), ("model", self._request.service)):
             found = [old for old in _members(key, event.get(key)) if head.count(old) + tail.count(old) == 1]
