@@ -169,6 +169,23 @@ def test_an_orderly_stop_leaves_engines_and_down_ends_them(lab):
     assert stop_engines(lab.settings) == 0
 
 
+@pytest.mark.parametrize("is_started_again", [False, True])
+def test_a_shim_without_a_record_yet_is_found(lab, is_started_again):
+    lab.plan(lab.spec())
+    before = lab.wait_ready()
+    shim = lab.record().shim.pid
+    lab.kill()
+    # As if the node program had been killed in the moment between the shim's start and its record.
+    (lab.settings.state_dir / "engines" / "daegu-chat-0" / "record.json").unlink()
+    if is_started_again:
+        lab.start()
+        assert lab.wait_ready().pid != before.pid
+        assert "strays_ended" in lab.events()
+    else:
+        assert stop_engines(lab.settings) == 1
+    lab.wait(lambda: not is_running(shim) and not is_running(before.pid), "the stray is ended")
+
+
 def test_an_engine_that_dies_while_loading_is_tried_again_with_its_reason(lab):
     lab.plan(lab.spec(exit_on_load=3))
     replica = lab.wait_phase(ReplicaPhase.BACKOFF)

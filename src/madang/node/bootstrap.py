@@ -5,12 +5,15 @@ Owns both. Refuses to start anything. Called by the embedded federation, by `mad
 """
 
 import secrets
+import signal
 import time
+from pathlib import Path
 
 from madang.core import Unavailable
-from madang.node.records import EngineRecord, is_any_alive, kill, list_records, terminate
+from madang.node.records import EngineRecord, find_strays, is_any_alive, kill, list_records, terminate
 from madang.node.settings import NodeSettings
 from madang.runtime.files import write_secret
+from madang.runtime.process import is_alive, send_signal
 
 _TERM_WAIT_S = 6.0
 """A shim gives its engine five seconds before it kills it."""
@@ -53,12 +56,27 @@ def stop_engines(settings: NodeSettings) -> int:
         for record in remaining:
             end(record)
         remaining = _await_end(remaining, wait_s)
+    strays = end_strays(settings.state_dir, {record.shim.pid for record in engines})
     if remaining:
         raise Unavailable(
             f"{len(remaining)} engines do not end: " + ", ".join(str(record.engine.pid) for record in remaining),
             next_step="they wait inside the kernel; look at the machine's log",
         )
-    return len(engines)
+    return len(engines) + strays
+
+
+def end_strays(state_dir: Path, known: set[int]) -> int:
+    """End the shims that were starting when their node program died, and return how many; blocks for a moment.
+
+    A killed shim takes its engine along, so SIGKILL at once is enough: nobody was served by it yet.
+    """
+    strays = find_strays(state_dir, known)
+    for ref in strays:
+        send_signal(ref, signal.SIGKILL)
+    deadline_ns = time.monotonic_ns() + round(_KILL_WAIT_S * 1e9)
+    while any(is_alive(ref) for ref in strays) and time.monotonic_ns() < deadline_ns:
+        time.sleep(_POLL_S)
+    return len(strays)
 
 
 def _await_end(records: list[EngineRecord], wait_s: float) -> list[EngineRecord]:

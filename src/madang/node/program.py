@@ -19,7 +19,7 @@ from madang.model import Chip, ReplicaSpec
 from madang.node.api import make_app
 from madang.node.artifacts import ArtifactFetcher
 from madang.node.board import Board
-from madang.node.bootstrap import prepare_node
+from madang.node.bootstrap import end_strays, prepare_node
 from madang.node.cache import ArtifactCache
 from madang.node.chips import ChipBook
 from madang.node.drivers import make_chip_drivers, make_engine_drivers
@@ -162,6 +162,10 @@ class NodeProgram:
         wanted: dict[str, ReplicaSpec] = {spec.replica_id: spec for spec in specs}
         records = {record.replica_id: record for record in self._host.records()}
         found = {key: self._find_engine(wanted[key], record) for key, record in records.items() if key in wanted}
+        known = {record.shim.pid for record in records.values()}
+        strays = await asyncio.to_thread(end_strays, self._settings.state_dir, known)
+        if strays:
+            self._log.warning("strays_ended", count=strays)
         async with asyncio.TaskGroup() as group:
             for key, record in records.items():
                 if found.get(key) is None:

@@ -10,14 +10,16 @@ anything. Called by the engine host, and by `madang down` when the node program 
     <state>/engines/<replica>/engine.log    and `.1`; shim.log
 """
 
+import os
 import re
 import signal
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
 
 from madang.core import Rejected
-from madang.runtime.process import ProcessRef, is_alive, send_signal
+from madang.runtime.process import ProcessRef, is_alive, make_ref, send_signal
 
 NONCE_VARIABLE = "MADANG_ENGINE_NONCE"
 """In the environment of shim and engine: the third proof, beside pid and start time, which repeat after a boot."""
@@ -47,10 +49,15 @@ class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def replica_folder(state_dir: Path, replica_id: str) -> Path:
-    """Return the folder of a replica; raises Rejected when its id cannot be a file name."""
+    """Return the absolute folder of a replica; raises Rejected when its id cannot be a file name."""
     if not _REPLICA.match(replica_id):
         raise Rejected(f"replica id {replica_id[:80]!r} is not valid: expected 1 to 200 of letters, digits, '_-.'")
-    return state_dir / "engines" / replica_id
+    return _engines_folder(state_dir) / replica_id
+
+
+def _engines_folder(state_dir: Path) -> Path:
+    # Absolute, for the path of a launch file also identifies its shim among all processes.
+    return Path(os.path.abspath(state_dir)) / "engines"
 
 
 def read_engine_record(folder: Path) -> EngineRecord | None:
@@ -65,9 +72,32 @@ def read_engine_record(folder: Path) -> EngineRecord | None:
 
 def list_records(state_dir: Path) -> list[EngineRecord]:
     """Return every readable record under a node's state, by replica id, of the living and the dead."""
-    folders = sorted(path.parent for path in (state_dir / "engines").glob("*/record.json"))
+    folders = sorted(path.parent for path in _engines_folder(state_dir).glob("*/record.json"))
     found = (read_engine_record(folder) for folder in folders)
     return [record for record in found if record is not None]
+
+
+def find_strays(state_dir: Path, known: Collection[int]) -> list[ProcessRef]:
+    """Return the live shims of a node's state whose pids are not `known`, found by their command lines.
+
+    A shim takes a moment until it has written its record; whoever looks in that moment finds it only so.
+    Cost: one read for every process of the machine.
+    """
+    prefix = f"{_engines_folder(state_dir)}{os.sep}".encode()
+    found: list[ProcessRef] = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdecimal() or int(entry) in known:
+            continue
+        try:
+            with open(f"/proc/{entry}/cmdline", "rb") as file:
+                argv = file.read().rstrip(b"\0").split(b"\0")
+        except OSError:
+            continue  # ended meanwhile
+        is_shim = len(argv) >= 2 and argv[-2].endswith(b"/shim.py") and argv[-1].startswith(prefix)
+        ref = make_ref(int(entry)) if is_shim else None
+        if ref is not None:
+            found.append(ref)
+    return found
 
 
 def is_ours(ref: ProcessRef, nonce: str) -> bool:
