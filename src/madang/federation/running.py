@@ -41,9 +41,15 @@ def marker(layout: Layout) -> str:
 @contextlib.contextmanager
 def exclusive(layout: Layout) -> Iterator[None]:
     """Hold the right to start or stop this federation; raises Conflict when another command has it."""
-    layout.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = layout.run_dir / "command.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        layout.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Unavailable(
+            f"cannot write {path}: {error.strerror}",
+            next_step="mend the permission or free space, or choose another place with --state",
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
