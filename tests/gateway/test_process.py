@@ -21,7 +21,7 @@ pytestmark = pytest.mark.peer
 class WorkerProcess:
     """`python -m madang.gateway` for a lab's site; its sockets are held by the test, as a supervisor holds them."""
 
-    def __init__(self, site: LabSite, *, worker: int = 0, is_supervised: bool = True, **settings: object) -> None:
+    def __init__(self, site: LabSite, *, worker: int = 0, **settings: object) -> None:
         self.site = site
         site.folder.mkdir(parents=True, exist_ok=True)
         config = site.folder / "gateway.toml"
@@ -36,21 +36,15 @@ class WorkerProcess:
         }
         config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
         self.log_file = site.folder / f"worker{worker}.log"
-        env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        fds: tuple[int, ...] = ()
-        if is_supervised:
-            fds = tuple(site.sockets[name].fileno() for name in ("tenant", "peer"))
-            env["MADANG_LISTEN_FDS"] = f"tenant={fds[0]},peer={fds[1]}"
-            site.sockets["admin"].close()
-        else:
-            for held in site.sockets.values():
-                held.close()
+        fds = {name: site.sockets[name].fileno() for name in ("tenant", "peer", "admin")}
+        listen_fds = ",".join(f"{name}={number}" for name, number in fds.items())
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", "MADANG_LISTEN_FDS": listen_fds}
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "madang.gateway", "--config", str(config), "--worker", str(worker)],
                 stderr=log,
                 env=env,
-                pass_fds=fds,
+                pass_fds=tuple(fds.values()),
             )
 
     def wait_ready(self) -> "WorkerProcess":
@@ -120,10 +114,9 @@ def test_an_orderly_end(lab: Lab, site: LabSite, processes: list[WorkerProcess])
 
 
 def with_fresh_admin_socket(site: LabSite) -> LabSite:
-    """The same site with a fresh admin socket, which the first worker bound for itself."""
-    held = socket.socket()
-    held.bind(("127.0.0.1", 0))
-    site.sockets["admin"] = held
+    """The same site with another admin socket: each worker has its own."""
+    site.sockets["admin"].close()
+    held = site.sockets["admin"] = socket.create_server(("127.0.0.1", 0))
     site.ports["admin"] = held.getsockname()[1]
     return site
 
@@ -155,14 +148,13 @@ def test_two_workers_share_a_port_and_see_each_others_load(
     site.add_replica(other, slots=1)
     site.write_feed()
     engine.mode = "wait"
-    first = WorkerProcess(site, is_supervised=False)
+    first = WorkerProcess(site)
     processes.append(first)
     first.wait_ready()
     with closing(RawClient(site.connect())) as client:
         client.send(post(chat_body(), CITY.key))
         wait_until(lambda: engine.active == 1, "the first worker's request is at the engine")
-        site.ports["admin"] += 1  # the second worker's
-        second = WorkerProcess(site, worker=1, is_supervised=False)
+        second = WorkerProcess(with_fresh_admin_socket(site), worker=1)
         processes.append(second)
         second.wait_ready()
         first_table = site.feed_dir / "inflight-0.bin"
