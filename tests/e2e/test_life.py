@@ -1,4 +1,4 @@
-"""The life of the federation as a whole: it fits, it is detached, it survives its supervisor, it ends without a trace."""
+"""The life of the whole federation: it fits, is detached, survives its supervisor, ends without a trace."""
 
 import os
 import signal
