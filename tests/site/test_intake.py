@@ -269,7 +269,8 @@ def test_no_order_of_crashes_loses_or_doubles_an_event(tmp_path_factory, steps):
             site.restart()
     worker.die()
     site.settle()
-    assert site.outbox() == list(range(1, written + 1))
+    # Segments of two lives of a worker may be read in either order: what counts is that nothing is lost or doubled.
+    assert sorted(site.outbox()) == list(range(1, written + 1))
     assert site.gauge.rows == written
     assert site.files() == []
     assert sum(row["events"] for row in site.run(site.store.read(read_totals))) == written
