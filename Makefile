@@ -30,10 +30,10 @@ status: $(VENV)/.run ## say what runs
 	@$(BIN)/madang status $(UP_FLAGS)
 
 test: $(VENV)/.dev ## every test but the long ones, under five minutes on two cores
-	@$(BIN)/python -m pytest -m "not deep" $(PYTEST_FLAGS)
+	@scripts/run-tests $(BIN)/python "not deep" $(PYTEST_FLAGS)
 
 test-deep: $(VENV)/.dev ## the long suites: chaos at full length, deep properties
-	@MADANG_HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m "deep or not deep" --timeout 1800 $(PYTEST_FLAGS)
+	@MADANG_HYPOTHESIS_PROFILE=deep scripts/run-tests $(BIN)/python "deep or not deep" --timeout 1800 $(PYTEST_FLAGS)
 
 check: $(VENV)/.dev ## static checks: format, lint, types, layers
 	@$(BIN)/ruff format --check .

@@ -96,7 +96,7 @@ def test_the_settings_reference_is_what_the_code_says():
 
 
 def test_the_make_targets_that_the_readme_names_exist():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = set(re.findall(r"`?make ([a-z][a-z-]*)", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert {"up", "test"} <= named <= targets
 
