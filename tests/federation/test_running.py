@@ -119,11 +119,19 @@ def is_running(pid):
         return stat.read().rpartition(")")[2].split()[0] != "Z"
 
 
+def ignores_sigterm(pid):
+    """Return whether a process has come to the point of ignoring SIGTERM (bit 14 of SigIgn, proc(5))."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))
+    return bool(int(mask, 16) >> 14 & 1)
+
+
 def test_a_killed_supervisor_is_cleaned_after_and_its_engines_are_kept(layout):
     write_programs(layout, "import signal; signal.signal(15, signal.SIG_IGN); signal.pause()", SHIM)
     start_supervisor(layout)
     engine = int(until(lambda: (layout.run_dir / "engine.up").exists() and read(layout.run_dir / "engine.up")))
     deaf = until(lambda: process(layout, "p0").ref)
+    until(lambda: ignores_sigterm(deaf.pid))
     supervisor = find_supervisor(layout)
     os.kill(supervisor.pid, signal.SIGKILL)
     until(lambda: find_supervisor(layout) is None)

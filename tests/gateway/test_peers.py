@@ -368,7 +368,7 @@ LIES: dict[str, tuple[dict[str, object], bytes]] = {
     "attempt 0": ({"attempt": 0}, KEY),
     "attempt 100": ({"attempt": 100}, KEY),
     "expired": ({"deadline_s": time.time() - 60}, KEY),
-    "from the future": ({"issued_at_s": time.time() + 120, "deadline_s": time.time() + 130}, KEY),
+    "from the future": ({"issued_at_s": time.time() + 7200, "deadline_s": time.time() + 7210}, KEY),
     "a long life": ({"deadline_s": time.time() + 3600}, KEY),
     "an unknown version": ({"version": 2}, KEY),
     "an unknown data class": ({"data_class": "secret"}, KEY),
