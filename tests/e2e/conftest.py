@@ -41,7 +41,7 @@ def healthy(federation):
     """The federation with every link healed and every service answering again, before and after."""
 
     def is_healthy() -> bool:
-        status = federation.madang_json("status")
+        status = federation.admin("GET", "/api/v1/status")
         sites = [s for s in status["sites"] if not s.get("is_entry_only")]
         return all(s["state"] == "connected" and s["in_sync"] for s in sites) and all(
             any(r["phase"] == "ready" for r in federation.engines(s["name"], "madang-chat")) for s in sites
@@ -49,6 +49,6 @@ def healthy(federation):
 
     wait_for("every site connected, in sync and ready", is_healthy, 30, every_s=0.3)
     yield federation
-    for site in federation.site_names():
+    for site in federation.broken_links():
         federation.madang("wan", "heal", site)
     wait_for("every site connected, in sync and ready", is_healthy, 40, every_s=0.3)

@@ -151,5 +151,11 @@ class Embedded:
                 crossing.append(f"{local.ip}:{local.port} -> {remote.ip}:{remote.port} (pids {pids} and {far})")
         return crossing
 
+    def broken_links(self) -> list[str]:
+        """Return the sites whose WAN is cut or a hole now."""
+        path = self.state_dir / "run" / "wan.json"
+        modes = json.loads(path.read_text()).get("modes", {}) if path.exists() else {}
+        return [site for site, mode in modes.items() if mode != "ok"]
+
     def ledger(self) -> dict[str, Any]:
         return self.madang_json("usage")
