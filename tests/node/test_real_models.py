@@ -15,7 +15,8 @@ from madang.model import ReplicaSpec
 from madang.node.artifacts import ArtifactFetcher
 from madang.node.cache import ArtifactCache, default_cache_dir
 
-pytestmark = [pytest.mark.model, pytest.mark.peer, pytest.mark.timeout(300)]
+# Deep: the end-to-end tests already ask both models on every run; these look at one engine more closely.
+pytestmark = [pytest.mark.deep, pytest.mark.model, pytest.mark.peer, pytest.mark.timeout(300)]
 
 
 def replica_of(model, service):
