@@ -63,11 +63,16 @@ def test_when_all_of_a_site_is_killed_the_national_entry_answers_from_another_wi
     for pid in pids:
         with_process(pid, psutil.Process.kill)
     killed_at = time.monotonic()
-    answer = wait_for(
-        "the national entry answers", lambda: is_answer(a := ask(healthy, "national", "gwangju-city")) and a, 3
-    )
-    assert time.monotonic() - killed_at < 3
+    # An embedding, whose computation takes next to nothing: what is bounded here is the failover, not how fast a
+    # chat model computes while an engine is loaded beside it.
+    text = {"model": "madang-embed", "input": "회선 점검"}
+    answer = healthy.post("national", "gwangju-city", "/v1/embeddings", text)
+    took_s = time.monotonic() - killed_at
+    assert is_answer(answer), answer.text
     assert answer.headers["x-madang-site"] in ("daegu", "gumi")
+    assert took_s < 3
+    answer = ask(healthy, "national", "gwangju-city")
+    assert is_answer(answer), answer
     wait_for("gwangju answers itself", lambda: is_answer(ask(healthy, "gwangju", "gwangju-city")), 30, every_s=0.2)
 
 
