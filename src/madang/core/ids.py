@@ -17,6 +17,7 @@ ReplicaId = NewType("ReplicaId", str)
 ServiceName = NewType("ServiceName", str)
 TenantId = NewType("TenantId", str)
 KeyId = NewType("KeyId", str)
+ProjectId = NewType("ProjectId", str)
 RequestId = NewType("RequestId", str)
 EventId = NewType("EventId", str)
 

@@ -16,26 +16,34 @@ from madang.model.artifact import (
     WheelPart,
 )
 from madang.model.chip import Chip, ChipHealth
+from madang.model.price import MICRO_WON_PER_WON, VAT_PERMILLE, Tariff
+from madang.model.priority import PriorityClass
 from madang.model.replica import ReplicaObserved, ReplicaPhase, ReplicaSpec
 from madang.model.service import Assignment, Service
 from madang.model.site import Site
 from madang.model.slo import tpot_s, ttft_s
-from madang.model.tenant import ApiKey, DataClass, Residency, ResidencyScope, Tenant
+from madang.model.tenant import ApiKey, Budget, DataClass, KeyPolicy, Project, Residency, ResidencyScope, Tenant
 from madang.model.usage import Outcome, UsageEvent
 
 __all__ = [
+    "MICRO_WON_PER_WON",
+    "VAT_PERMILLE",
     "ApiKey",
     "Artifact",
     "ArtifactFile",
     "Assignment",
+    "Budget",
     "CatalogEntry",
     "Chip",
     "ChipHealth",
     "DataClass",
     "HttpSource",
     "IndexWheelsSource",
+    "KeyPolicy",
     "Outcome",
     "PackageSource",
+    "PriorityClass",
+    "Project",
     "ReplicaObserved",
     "ReplicaPhase",
     "ReplicaSpec",
@@ -44,6 +52,7 @@ __all__ = [
     "Service",
     "Site",
     "Source",
+    "Tariff",
     "Task",
     "Tenant",
     "UsageEvent",

@@ -1,10 +1,14 @@
-"""Tenants, their keys and where their data may go. Refuses to hold a key itself: only its SHA-256."""
+"""Tenants, their projects and keys, what they may spend and where their data may go.
+
+Refuses to hold a key itself: only its SHA-256.
+"""
 
 from enum import StrEnum
 
 import msgspec
 
-from madang.core import KeyId, TenantId
+from madang.core import KeyId, ProjectId, ServiceName, SiteId, TenantId
+from madang.model.priority import PriorityClass
 
 
 class ResidencyScope(StrEnum):
@@ -40,13 +44,41 @@ class Residency(msgspec.Struct, frozen=True, kw_only=True):
     is_transit_granted: bool = False
 
 
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be spent in a day and in a month of Korean time, micro-won net of VAT; None means without limit."""
+
+    day_micro_won: int | None = None
+    month_micro_won: int | None = None
+
+
 class Tenant(msgspec.Struct, frozen=True, kw_only=True):
-    """One customer."""
+    """One customer.
+
+    Attributes:
+        budget: for all of its projects together.
+        priority: the highest class that its keys may have.
+        overdraw_micro_won: what requests of class `clinical` may spend beyond a budget in each of its periods, over
+            all sites together; flagged in usage and receipts.
+        is_redirect_wanted: the national entry answers 307 with the nearest legal site instead of relaying.
+    """
 
     tenant_id: TenantId
     title: str
     residency: Residency
     data_class: DataClass = DataClass.SENSITIVE
+    budget: Budget = Budget()
+    priority: PriorityClass = PriorityClass.INTERACTIVE
+    overdraw_micro_won: int = 0
+    is_redirect_wanted: bool = False
+
+
+class Project(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a tenant with keys and a budget of its own; known where its tenant is."""
+
+    project_id: ProjectId
+    tenant_id: TenantId
+    title: str
+    budget: Budget = Budget()
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,3 +98,26 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     residency: Residency
     expires_at_s: float | None = None
     is_revoked: bool = False
+
+
+class KeyPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key may do; known only where its tenant is, unlike `ApiKey`.
+
+    Attributes:
+        project_id: whose budget its requests use.
+        services: what it may call; empty means all that its tenant may.
+        sites: where it may be used and served, narrower than residency; empty means wherever residency allows.
+        requests_per_minute, tokens_per_minute, streams_max: limits at each site; None means without limit. The worst
+            case over the federation is that limit times the number of legal sites.
+        priority: the class of its requests unless they ask for a lower one.
+    """
+
+    key_id: KeyId
+    tenant_id: TenantId
+    project_id: ProjectId
+    services: tuple[ServiceName, ...] = ()
+    sites: tuple[SiteId, ...] = ()
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    streams_max: int | None = None
+    priority: PriorityClass = PriorityClass.INTERACTIVE

@@ -8,7 +8,8 @@ from enum import StrEnum
 
 import msgspec
 
-from madang.core import EventId, KeyId, RequestId, ServiceName, SiteId, TenantId
+from madang.core import EventId, KeyId, ProjectId, RequestId, ServiceName, SiteId, TenantId
+from madang.model.priority import PriorityClass
 
 
 class Outcome(StrEnum):
@@ -27,9 +28,14 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
         event_id: `<request id>.<attempt>`.
         entry_site: where the request entered; `site` served it.
         started_at_s: wall time at the serving site.
-        queue_s, ttft_s, duration_s: durations at the serving gateway, seconds; ttft_s is None without a token.
+        ttft_s, duration_s: durations at the serving gateway, seconds; ttft_s is None without a token.
         is_estimated: true when the engine gave no usage and tokens were counted from chunks.
         hops: gateways between entry and serving site, 0 or 1.
+        audio_ms: length of the sound that was heard, milliseconds.
+        tariff_id: what it was charged by; empty where no tariff is.
+        charge_micro_won: its price, net of VAT.
+        overdraw_micro_won: the part of the charge beyond a budget that class `clinical` was let to spend.
+        artifact_sha256: hash of the model's main file; empty where the engine is not ours to know.
     """
 
     event_id: EventId
@@ -53,3 +59,10 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
     started_at_s: float = 0.0
     ttft_s: float | None = None
     duration_s: float = 0.0
+    project_id: ProjectId = ProjectId("")
+    priority: PriorityClass = PriorityClass.INTERACTIVE
+    audio_ms: int = 0
+    tariff_id: str = ""
+    charge_micro_won: int = 0
+    overdraw_micro_won: int = 0
+    artifact_sha256: str = ""

@@ -10,7 +10,7 @@ engines, peers' digests and session keys; its mode is 0600, since it holds engin
 import msgspec
 
 from madang.core import Rejected, SiteId
-from madang.model import ApiKey, CatalogEntry, ReplicaPhase, Service, Site, Tenant
+from madang.model import ApiKey, CatalogEntry, KeyPolicy, Project, ReplicaPhase, Service, Site, Tariff, Tenant
 from madang.wire.bus import ServiceLoad
 
 SNAPSHOT_FILE = "snapshot.msgpack"
@@ -28,6 +28,8 @@ class GatewaySnapshot(msgspec.Struct, frozen=True, kw_only=True):
         keys: every key of the federation.
         tenants: tenants whose residency allows this site (or grants transit through it).
         models: catalog entries that `services` name.
+        projects, key_policies: of `tenants`.
+        tariffs: of `services`, those in force and those to come.
     """
 
     site: SiteId
@@ -37,6 +39,9 @@ class GatewaySnapshot(msgspec.Struct, frozen=True, kw_only=True):
     tenants: tuple[Tenant, ...]
     services: tuple[Service, ...]
     models: tuple[CatalogEntry, ...]
+    projects: tuple[Project, ...] = ()
+    key_policies: tuple[KeyPolicy, ...] = ()
+    tariffs: tuple[Tariff, ...] = ()
     version: int = 1
 
 

@@ -1,0 +1,19 @@
+"""Classes of requests: who waits for whom when there is not enough for all."""
+
+from enum import StrEnum
+
+
+class PriorityClass(StrEnum):
+    """How urgent a request is. Under overload the lower class is shed first."""
+
+    CLINICAL = "clinical"
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+    @property
+    def rank(self) -> int:
+        """0 for the most urgent."""
+        return _RANKS[self]
+
+
+_RANKS = {PriorityClass.CLINICAL: 0, PriorityClass.INTERACTIVE: 1, PriorityClass.BATCH: 2}
