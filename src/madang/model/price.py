@@ -1,4 +1,4 @@
-"""What things cost: tariffs by service and class, valid from a day on. Refuses to compute: `madang.policy.pricing` does.
+"""What things cost: tariffs by service and class, from a day on. Refuses to compute: `madang.policy.pricing` does.
 
 Money is an integer number of micro-won, 10^-6 KRW, everywhere. Prices are net of VAT; VAT is added on an invoice, once,
 on its sum.
