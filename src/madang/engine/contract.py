@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from madang.model import ReplicaSpec
+from madang.model import EngineFeature, ReplicaSpec
 
 
 class EngineCapabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,11 +21,14 @@ class EngineCapabilities(msgspec.Struct, frozen=True, kw_only=True):
         endpoints: paths that it serves to a gateway.
         has_streaming: whether generation can be streamed; a gateway then always asks for streams, since only
             those are cancelled when the client goes.
+        features: what it can do beyond the plain endpoints, in the words of EngineFeature; the gateway offers nothing
+            that an engine does not name.
         limits: what it refuses, in words, for people.
     """
 
     endpoints: tuple[str, ...]
     has_streaming: bool
+    features: tuple[EngineFeature, ...] = ()
     limits: tuple[str, ...] = ()
 
 

@@ -18,7 +18,7 @@ from madang.model.artifact import (
 from madang.model.chip import Chip, ChipHealth
 from madang.model.price import MICRO_WON_PER_WON, VAT_PERMILLE, Tariff
 from madang.model.priority import PriorityClass
-from madang.model.replica import ReplicaObserved, ReplicaPhase, ReplicaSpec
+from madang.model.replica import EngineFeature, ReplicaObserved, ReplicaPhase, ReplicaSpec
 from madang.model.service import Assignment, Service
 from madang.model.site import Site
 from madang.model.slo import tpot_s, ttft_s
@@ -37,6 +37,7 @@ __all__ = [
     "Chip",
     "ChipHealth",
     "DataClass",
+    "EngineFeature",
     "HttpSource",
     "IndexWheelsSource",
     "KeyPolicy",

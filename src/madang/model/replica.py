@@ -21,6 +21,19 @@ class ReplicaPhase(StrEnum):
     STOPPED = "stopped"
 
 
+class EngineFeature(StrEnum):
+    """What some engines can do and others cannot; a driver names them, gateways ask."""
+
+    UNSTREAMED_ABORT = "unstreamed_abort"
+    """Stops at once when the client of a request that is not streamed leaves."""
+    TOOLS = "tools"
+    """Parses tool calls out of what the model writes."""
+    IMAGES = "images"
+    """Takes images in messages."""
+    CHOICES = "choices"
+    """Gives several answers to one request (`n`)."""
+
+
 class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A replica wanted on a node, decided by the site; the node's executor is left no choices."""
 
@@ -46,6 +59,7 @@ class ReplicaObserved(msgspec.Struct, frozen=True, kw_only=True):
         since_s: wall time at which the phase was entered.
         progress: 0 to 1 while fetching, None otherwise.
         is_simulated: true when a twin answers in the engine's place.
+        features: words of EngineFeature; an unknown word of a newer node is kept and means nothing here.
     """
 
     replica_id: ReplicaId
@@ -64,3 +78,4 @@ class ReplicaObserved(msgspec.Struct, frozen=True, kw_only=True):
     slots: int = 1
     artifact_sha256: str = ""
     is_simulated: bool = False
+    features: tuple[str, ...] = ()

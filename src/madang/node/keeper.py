@@ -354,6 +354,7 @@ class ReplicaKeeper:
         if self._is_done:
             return
         state, spec, engine = self._state, self._spec, self._engine
+        driver = self._parts.drivers.get(spec.artifact.engine)
         self._parts.board.see_replica(
             ReplicaObserved(
                 replica_id=self.replica_id,
@@ -372,5 +373,6 @@ class ReplicaKeeper:
                 slots=spec.slots,
                 artifact_sha256=spec.artifact.files[0].sha256 if spec.artifact.files else "",
                 is_simulated=self._is_simulated and engine is not None,
+                features=driver.capabilities.features if driver is not None else (),
             )
         )

@@ -105,6 +105,7 @@ class Replicas:
                 engine_key=seen[replica_id].engine_key,
                 chip_kind=seen[replica_id].chip_kind,
                 slots=seen[replica_id].slots,
+                features=seen[replica_id].features,
                 slot=slot,
             )
             for replica_id, slot in sorted(self._table.slots.items())

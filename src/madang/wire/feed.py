@@ -50,6 +50,7 @@ class LocalReplica(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         slot: index of its counter in the in-flight table, stable while the replica exists.
+        features: words of EngineFeature.
     """
 
     replica_id: str
@@ -60,6 +61,7 @@ class LocalReplica(msgspec.Struct, frozen=True, kw_only=True):
     chip_kind: str
     slots: int
     slot: int
+    features: tuple[str, ...] = ()
 
 
 class PeerSession(msgspec.Struct, frozen=True, kw_only=True):
