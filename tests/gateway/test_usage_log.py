@@ -1,10 +1,11 @@
 """The usage log on its own: rotation, errors, the end of a life, and its bound."""
 
+import asyncio
 import errno
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,29 +58,54 @@ class FakeDisk(SystemDisk):
         super().append(descriptor, data)
 
 
-class Waiter:
-    """Collects what appends were told; the log's `call_soon` runs it on the log's own thread."""
+class Bench:
+    """A log on a loop that runs on a thread of its own, and what its appends were told."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path, disk: SystemDisk, **more: Any) -> None:
         self.told: list[tuple[int, str]] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.log = UsageLog(
+            folder,
+            0,
+            "abc123",
+            loop=self._loop,
+            clock=SystemClock(),
+            observe_commit=lambda _seconds: None,
+            disk=disk,
+            **more,
+        )
+        self._do(self.log.start)
 
-    def append(self, log: UsageLog, number: int) -> None:
-        log.append(make_event(number), lambda reason: self.told.append((number, reason)))
+    def _do(self, work: Callable[[], None]) -> None:
+        async def run() -> None:
+            work()
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+
+    def append(self, *numbers: int) -> None:
+        """Append events in one go, so that no commit begins between them."""
+
+        def work() -> None:
+            for number in numbers:
+                self.log.append(make_event(number), lambda reason, number=number: self.told.append((number, reason)))
+
+        self._do(work)
+
+    def stop(self) -> None:
+        self._do(self.log.stop)
+        self._do(lambda: None)  # what the thread told last has been heard after this
+        self.close()
+
+    def close(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
 
-def make_log(folder: Path, disk: SystemDisk, **more: Any) -> UsageLog:
-    log = UsageLog(
-        folder,
-        0,
-        "abc123",
-        call_soon=lambda work, *arguments: work(*arguments),
-        clock=SystemClock(),
-        observe_commit=lambda _seconds: None,
-        disk=disk,
-        **more,
-    )
-    log.start()
-    return log
+MakeBench = Callable[..., Bench]
 
 
 @pytest.fixture
@@ -87,6 +113,20 @@ def disk() -> Iterator[FakeDisk]:
     disk = FakeDisk()
     yield disk
     disk.gate.set()
+
+
+@pytest.fixture
+def make_bench(tmp_path: Path, disk: FakeDisk) -> Iterator[MakeBench]:
+    made: list[Bench] = []
+
+    def make(**more: Any) -> Bench:
+        made.append(Bench(tmp_path, disk, **more))
+        return made[-1]
+
+    yield make
+    disk.gate.set()
+    for bench in made:
+        bench.close()
 
 
 def read(folder: Path) -> list[tuple[str, list[str]]]:
@@ -98,11 +138,11 @@ def read(folder: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
-def test_segments_follow_each_other(tmp_path: Path, disk: FakeDisk) -> None:
-    log, waiter = make_log(tmp_path, disk, segment_bytes_max=600), Waiter()
+def test_segments_follow_each_other(tmp_path: Path, make_bench: MakeBench) -> None:
+    bench = make_bench(segment_bytes_max=600)
     for number in range(10):
-        waiter.append(log, number)
-        wait_until(lambda number=number: len(waiter.told) == number + 1, "it is durable")
+        bench.append(number)
+        wait_until(lambda number=number: len(bench.told) == number + 1, "it is durable")
     names = [name for name, _ in read(tmp_path)]
     assert len(names) > 2
     assert names == [f"w0-abc123-{number + 1:06d}.log" for number in range(len(names))]
@@ -115,64 +155,77 @@ def test_segments_follow_each_other(tmp_path: Path, disk: FakeDisk) -> None:
             except BlockingIOError:
                 locked.append(name)
     assert locked == names[-1:], "only the open segment is held"
-    log.stop()
-    assert {reason for _, reason in waiter.told} == {""}
+    bench.stop()
+    assert {reason for _, reason in bench.told} == {""}
 
 
-def test_a_segment_that_saw_an_error_is_never_written_again(tmp_path: Path, disk: FakeDisk) -> None:
-    log, waiter = make_log(tmp_path, disk, retry_period_s=0.02), Waiter()
-    waiter.append(log, 0)
-    wait_until(lambda: waiter.told, "the first is durable")
+def test_a_segment_that_saw_an_error_is_never_written_again(
+    tmp_path: Path, disk: FakeDisk, make_bench: MakeBench
+) -> None:
+    bench = make_bench(retry_period_s=0.02)
+    bench.append(0)
+    wait_until(lambda: bench.told, "the first is durable")
     disk.append_error = OSError(errno.ENOSPC, "No space left on device")
-    waiter.append(log, 1)
-    wait_until(lambda: len(waiter.told) == 2, "the second is told")
-    assert "No space left" in waiter.told[1][1]
-    assert str(tmp_path) in log.failure
-    waiter.append(log, 2)
-    assert waiter.told[2][1], "refused at once while nothing can be written"
+    bench.append(1)
+    wait_until(lambda: len(bench.told) == 2, "the second is told")
+    assert "No space left" in bench.told[1][1]
+    assert str(tmp_path) in bench.log.failure
+    bench.append(2)
+    wait_until(lambda: len(bench.told) == 3, "the third is told")
+    assert bench.told[2][1], "refused while nothing can be written"
     disk.append_error = None
-    wait_until(lambda: not log.failure, "it recovers by itself")
-    waiter.append(log, 3)
-    wait_until(lambda: len(waiter.told) == 4, "the fourth is told")
-    log.stop()
-    assert waiter.told[3] == (3, "")
+    wait_until(lambda: not bench.log.failure, "it recovers by itself")
+    bench.append(3)
+    wait_until(lambda: len(bench.told) == 4, "the fourth is told")
+    bench.stop()
+    assert bench.told[3] == (3, "")
     files = read(tmp_path)
     assert [events for _, events in files] == [["e0"], ["e3"]]
     assert len(files) == 2, "segments without a record are not left behind"
 
 
-def test_a_failed_rotation_goes_on_in_the_old_segment(tmp_path: Path, disk: FakeDisk) -> None:
-    log, waiter = make_log(tmp_path, disk, segment_bytes_max=1), Waiter()
+def test_a_folder_that_cannot_be_written_at_first_is_tried_again(disk: FakeDisk, make_bench: MakeBench) -> None:
+    disk.create_error = OSError(errno.EACCES, "Permission denied")
+    bench = make_bench(retry_period_s=0.02)
+    assert "Permission denied" in bench.log.failure
+    disk.create_error = None
+    wait_until(lambda: not bench.log.failure, "it recovers by itself")
+    bench.append(0)
+    wait_until(lambda: bench.told, "it is told")
+    bench.stop()
+    assert bench.told == [(0, "")]
+
+
+def test_a_failed_rotation_goes_on_in_the_old_segment(tmp_path: Path, disk: FakeDisk, make_bench: MakeBench) -> None:
+    bench = make_bench(segment_bytes_max=1)
     disk.create_error = OSError(errno.EMFILE, "Too many open files")
     for number in range(3):
-        waiter.append(log, number)
-        wait_until(lambda number=number: len(waiter.told) == number + 1, "it is durable")
-    log.stop()
-    assert waiter.told == [(0, ""), (1, ""), (2, "")]
+        bench.append(number)
+        wait_until(lambda number=number: len(bench.told) == number + 1, "it is durable")
+    bench.stop()
+    assert bench.told == [(0, ""), (1, ""), (2, "")]
     assert [events for _, events in read(tmp_path)] == [["e0", "e1", "e2"]]
 
 
-def test_the_end_writes_what_waits(tmp_path: Path, disk: FakeDisk) -> None:
-    log, waiter = make_log(tmp_path, disk), Waiter()
+def test_the_end_writes_what_waits(tmp_path: Path, disk: FakeDisk, make_bench: MakeBench) -> None:
+    bench = make_bench()
     disk.gate.clear()
-    for number in range(50):
-        waiter.append(log, number)
+    bench.append(*range(50))
     disk.gate.set()
-    log.stop()
-    assert [number for number, _ in waiter.told] == list(range(50))
+    bench.stop()
+    assert [number for number, _ in bench.told] == list(range(50))
     assert sum(len(events) for _, events in read(tmp_path)) == 50
     assert disk.appends <= 4, "magic, and at most a few groups"
 
 
-def test_the_queue_is_bounded(tmp_path: Path, disk: FakeDisk) -> None:
-    log, waiter = make_log(tmp_path, disk, records_waiting_max=5), Waiter()
+def test_the_queue_is_bounded(tmp_path: Path, disk: FakeDisk, make_bench: MakeBench) -> None:
+    bench = make_bench(records_waiting_max=5)
     disk.gate.clear()
-    waiter.append(log, 0)
-    wait_until(lambda: not log._waiting, "the first is taken by the thread")
-    for number in range(1, 8):
-        waiter.append(log, number)
-    refused = [number for number, reason in waiter.told if reason]
-    assert refused == [6, 7]
+    bench.append(0)
+    wait_until(lambda: not bench.log._waiting, "the first is taken by the thread")
+    bench.append(*range(1, 8))
+    wait_until(lambda: len(bench.told) == 2, "two are refused at once")
+    assert [number for number, reason in bench.told if reason] == [6, 7]
     disk.gate.set()
-    log.stop()
+    bench.stop()
     assert sum(len(events) for _, events in read(tmp_path)) == 6

@@ -86,7 +86,7 @@ class GatewayWorker:
             settings.usage_dir,
             worker,
             entropy.token_bytes(6).hex(),
-            call_soon=self._loop.call_soon_threadsafe,
+            loop=self._loop,
             clock=clock,
             observe_commit=self.meter.commit.observe,
             disk=disk,
