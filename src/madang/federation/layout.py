@@ -14,6 +14,7 @@ from madang.gateway.settings import GatewaySettings
 from madang.hub.settings import HubSettings
 from madang.node.settings import NodeSettings
 from madang.site.settings import NodeLink, SiteSettings
+from madang.wire.site_leg import GATEWAY_TOKEN_FILE
 
 HOST = "127.0.0.1"
 BASE_PORT = 7700
@@ -264,6 +265,8 @@ def gateway_settings(site: SiteLayout) -> GatewaySettings:
         peer_port=site.peer_port,
         admin_port=site.gateway_admin_port,
         workers=1,
+        site_api_url=site.admin_url,
+        site_api_token_file=site.folder / GATEWAY_TOKEN_FILE,
     )
 
 

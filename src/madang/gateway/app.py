@@ -28,6 +28,7 @@ from madang.gateway.peer_port import PeerPort
 from madang.gateway.port import Handler, Limits, Port
 from madang.gateway.relay import Relay
 from madang.gateway.settings import GatewaySettings
+from madang.gateway.site_leg import SiteLink
 from madang.gateway.tenant_port import TenantPort
 from madang.gateway.upstream import UpstreamPool
 from madang.gateway.usage_log import Disk, UsageLog
@@ -112,7 +113,7 @@ class GatewayWorker:
 
         self._admin = AdminPort(self.feed, self.usage, self.meter, lambda: self._is_stopping)
         self.ports = {
-            "tenant": make_port(TenantPort(self.relay)),
+            "tenant": make_port(TenantPort(self.relay, SiteLink(self.relay, tasks.create_task, log))),
             "peer": make_port(PeerPort(self.relay)),
             "admin": make_port(self._admin),
         }

@@ -23,6 +23,23 @@ class Listener(Protocol):
         """The client's buffer is full (False) or has room again (True)."""
 
 
+class Upload(Protocol):
+    """Who takes a request's body in pieces instead of whole.
+
+    Attributes:
+        bytes_max, timeout_s: hold for the whole body, instead of the port's limits.
+    """
+
+    bytes_max: int
+    timeout_s: float
+
+    def on_piece(self, data: bytes) -> None:
+        """A piece of the body came; more follow."""
+
+    def on_end(self, body: bytes) -> None:
+        """The last piece of the body came, which may be empty."""
+
+
 class Connection(Protocol):
     """What an exchange needs of the connection it lives on."""
 
@@ -36,6 +53,9 @@ class Connection(Protocol):
     def head_bytes(self, status: int, fields: bytes, is_close: bool, is_http10: bool) -> bytes:
         """Return the head of an answer up to and without its last empty line."""
 
+    def pause_body(self, is_paused: bool) -> None:
+        """Stop or go on reading the body of the request in progress."""
+
     def finish(self, is_close: bool) -> None:
         """The answer is written."""
 
@@ -43,7 +63,7 @@ class Connection(Protocol):
 class Exchange:
     """One request and its answer; whoever handles it keeps this and nothing of the connection."""
 
-    __slots__ = ("_connection", "head", "is_begun", "is_over", "listener")
+    __slots__ = ("_connection", "head", "is_begun", "is_over", "listener", "upload")
 
     def __init__(self, connection: Connection, head: RequestHead) -> None:
         """Begin an exchange.
@@ -51,12 +71,14 @@ class Exchange:
         Attributes:
             head: the request's.
             listener: who makes the answer, set by the handler once it works on one.
+            upload: who takes the body in pieces, set by the handler when it is told of the head; None for whole.
             is_begun: the answer's head was sent.
             is_over: the answer is complete, or nobody waits for it any more.
         """
         self._connection = connection
         self.head = head
         self.listener: Listener | None = None
+        self.upload: Upload | None = None
         self.is_begun = False
         self.is_over = False
 
@@ -124,6 +146,11 @@ class Exchange:
             return
         self.send(data)
         self._finish(True)
+
+    def pause_upload(self, is_paused: bool) -> None:
+        """Let the client wait with the rest of its body, or go on."""
+        if not self.is_over:
+            self._connection.pause_body(is_paused)
 
     def leave(self) -> None:
         """The client is gone; called by the connection."""

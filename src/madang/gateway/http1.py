@@ -165,9 +165,13 @@ class ServerConnection(asyncio.Protocol):
             self._reject(_http_error(error))
         finally:
             self._is_advancing = False
-        if self._is_read_paused and len(self._buffer) <= PIPELINE_BYTES_MAX and not self._transport.is_closing():
-            self._is_read_paused = False
-            self._transport.resume_reading()
+        if not self._is_read_paused or len(self._buffer) > PIPELINE_BYTES_MAX or self._transport.is_closing():
+            return
+        exchange = self._exchange
+        if self._state is _BODY and exchange is not None and exchange.upload is not None:
+            return  # whoever takes the body says when it goes on
+        self._is_read_paused = False
+        self._transport.resume_reading()
 
     def _next_head(self) -> RequestHead | None:
         """Return the head at the start of the buffer, or None when it is not complete."""
@@ -211,17 +215,21 @@ class ServerConnection(asyncio.Protocol):
 
     def _begin_body(self, head: RequestHead) -> None:
         limits = self._port.limits
+        bytes_max, timeout_s = limits.body_bytes_max, limits.body_timeout_s
+        upload = None if self._exchange is None else self._exchange.upload
+        if upload is not None:
+            bytes_max, timeout_s = upload.bytes_max, upload.timeout_s
         if head.is_chunked:
-            self._decoder = ChunkedDecoder(limits.body_bytes_max)
-        elif head.content_length > limits.body_bytes_max:
-            raise HttpRejected(413, f"the request body is over {limits.body_bytes_max} bytes")
+            self._decoder = ChunkedDecoder(bytes_max)
+        elif head.content_length > bytes_max:
+            raise HttpRejected(413, f"the request body is over {bytes_max} bytes")
         else:
             self._decoder = None
             self._body_left = head.content_length
         data, self._buffer = self._buffer, b""
         if not data and head.is_continue_expected:
             self.write(_CONTINUE)
-        self._deadline.set(limits.body_timeout_s, self._on_slow_body)
+        self._deadline.set(timeout_s, self._on_slow_body)
         if data:
             self._take_body(data)
 
@@ -240,14 +248,33 @@ class ServerConnection(asyncio.Protocol):
             self._body += pieces
             if self._decoder.is_done:
                 self._end_body(rest)
+            else:
+                self._hand_on()
             return
         left = self._body_left
         if len(data) < left:
             self._body.append(data)
             self._body_left = left - len(data)
+            self._hand_on()
             return
         self._body.append(data[:left])
         self._end_body(data[left:])
+
+    def _hand_on(self) -> None:
+        """Pass on what came of an upload; any other body is kept until it is whole."""
+        exchange = self._exchange
+        if exchange is not None and exchange.upload is not None and self._body:
+            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            self._body.clear()
+            exchange.upload.on_piece(body)
+
+    def pause_body(self, is_paused: bool) -> None:
+        """Stop or go on reading the body of the request in progress; called by the exchange."""
+        if is_paused:
+            self._pause_reading()
+        elif self._is_read_paused and self._state is _BODY and not self._transport.is_closing():
+            self._is_read_paused = False
+            self._transport.resume_reading()
 
     def _end_body(self, rest: bytes) -> None:
         exchange = self._exchange
@@ -258,7 +285,13 @@ class ServerConnection(asyncio.Protocol):
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
         self._decoder = None
-        self._port.handler.on_body(exchange, body)
+        if exchange.upload is None:
+            self._port.handler.on_body(exchange, body)
+            return
+        if self._is_read_paused and not self._transport.is_closing():
+            self._is_read_paused = False  # a client that leaves must be noticed
+            self._transport.resume_reading()
+        exchange.upload.on_end(body)
 
     def _pause_reading(self) -> None:
         if not self._is_read_paused and not self._transport.is_closing():

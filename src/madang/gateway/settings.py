@@ -19,9 +19,13 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         workers: processes sharing the listening sockets.
         head_bytes_max, headers_max, body_bytes_max: limits of one request; over them 431, 431 and 413.
         head_timeout_s, body_timeout_s, idle_timeout_s: limits of each phase of a connection.
+        upload_bytes_max, upload_timeout_s: limits of an upload to `/v1/files`, which flows through to the site process
+            instead of being kept; in it no piece may take longer than body_timeout_s.
         connect_timeout_s, first_byte_timeout_s, stall_timeout_s: limits towards an engine.
         connections_max: connections per worker; over it the newest is refused.
         drain_timeout_s: how long a worker that was told to stop waits for the requests in progress.
+        site_api_url: where the site's own process listens, `http://host:port`; empty: files and batches answer 503.
+        site_api_token_file: holds the token that it asks gateways for; mode 0600.
     """
 
     site: str
@@ -42,5 +46,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     connect_timeout_s: float = 1.0
     first_byte_timeout_s: float = 120.0
     stall_timeout_s: float = 60.0
+    upload_bytes_max: int = 210 * 1024 * 1024
+    upload_timeout_s: float = 900.0
     connections_max: int = 20_000
     drain_timeout_s: float = 10.0
+    site_api_url: str = ""
+    site_api_token_file: Path | None = None

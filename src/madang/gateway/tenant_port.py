@@ -13,6 +13,7 @@ from madang.gateway.exchange import JSON_TYPE, Exchange
 from madang.gateway.feed import Desired, service_of
 from madang.gateway.journey import Journey, unknown_model
 from madang.gateway.relay import Relay, id_fields
+from madang.gateway.site_leg import SiteLeg, SiteLink, SiteRoute, find_site_route
 from madang.policy.routing import Ask, Refusal, RefusalReason, choose_route
 from madang.wire.openai import Endpoint
 from madang.wire.openai_answers import ModelCard, encode_model, encode_models
@@ -26,8 +27,9 @@ _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 class TenantPort:
     """Handler of the tenants' port."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, site_link: SiteLink) -> None:
         self._relay = relay
+        self._site_link = site_link
 
     def on_head(self, exchange: Exchange) -> None:
         """Judge a request by its head; what may go on gets a journey."""
@@ -43,9 +45,12 @@ class TenantPort:
                 self._relay.meter.count_request(label, 200, self._relay.site)
                 exchange.respond(200, JSON_TYPE + id_fields(request_id), body)
                 return
-            self._relay.check_open()
             if exchange.head.fields.get(b"content-encoding", b"identity").lower() != b"identity":
                 raise ApiError(ErrorCode.UNSUPPORTED, "a compressed request body is not supported here")
+            if isinstance(endpoint, SiteRoute):
+                self._site_link.open(exchange, caller, request_id, endpoint)
+                return
+            self._relay.check_open()
             Journey(self._relay, exchange, self._errand(request_id, caller, endpoint))
         except ApiError as error:
             self._relay.meter.count_request(label, error.status, "")
@@ -55,6 +60,9 @@ class TenantPort:
     def on_body(self, exchange: Exchange, body: bytes) -> None:
         """Send a request on its journey."""
         journey = exchange.listener
+        if isinstance(journey, SiteLeg):
+            journey.on_end(body)
+            return
         assert isinstance(journey, Journey)
         journey.begin(body)
 
@@ -89,7 +97,7 @@ class TenantPort:
         return not isinstance(route, Refusal) or route.reason is RefusalReason.OVERLOADED
 
 
-def _find(exchange: Exchange) -> tuple[str, Endpoint | None]:
+def _find(exchange: Exchange) -> tuple[str, Endpoint | SiteRoute | None]:
     """Return a path's name in metrics and its endpoint, None for the list of models; raises ApiError 404 or 405."""
     head = exchange.head
     endpoint = _ENDPOINTS.get(head.path)
@@ -101,5 +109,8 @@ def _find(exchange: Exchange) -> tuple[str, Endpoint | None]:
         if head.method not in ("GET", "HEAD"):
             raise ApiError(ErrorCode.INVALID_REQUEST, f"{MODELS_PATH} takes GET", status=405, allow="GET, HEAD")
         return MODELS_PATH, None
+    route = find_site_route(head.path, head.method)
+    if route is not None:
+        return route.prefix, route
     shown = head.path if len(head.path) <= 100 else head.path[:100] + "…"
     raise ApiError(ErrorCode.INVALID_REQUEST, f"there is nothing at {shown}", status=404)

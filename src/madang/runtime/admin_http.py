@@ -251,7 +251,7 @@ class _Server(uvicorn.Server):
 class AdminServer:
     """Serves an application inside the running event loop."""
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
         self._app = app
         self._host = host
         self._port = port

@@ -16,18 +16,22 @@ from typing import Any
 import sqlalchemy as sa
 import uvloop
 from fastapi import FastAPI
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
 import madang
 from madang.core import Clock, Entropy, MadangError, Unavailable, s_to_ns
 from madang.runtime.admin_http import AdminServer, make_admin_app
 from madang.runtime.clock import SystemClock, SystemEntropy
+from madang.runtime.files import read_secret
 from madang.runtime.settings import load_settings
 from madang.runtime.store import upgrade_schema
 from madang.runtime.telemetry import EventLog
 from madang.site.api import find_problems, make_router
-from madang.site.bootstrap import prepare_site
+from madang.site.bootstrap import gateway_token_file, prepare_site
 from madang.site.desired import read_desired, read_meta, write_meta
 from madang.site.feed import remove_leftovers
+from madang.site.internal import Doors, make_internal_app
 from madang.site.nodes import read_nodes
 from madang.site.outbox import prune_totals
 from madang.site.parts import SiteParts, make_parts
@@ -71,7 +75,7 @@ async def run_site(settings: SiteSettings, clock: Clock, entropy: Entropy, log: 
         await asyncio.to_thread(_prepare_database, parts)
         await parts.importer.load()
         await parts.replicas.load()
-        server = AdminServer(make_app(parts), settings.listen_host, settings.port)
+        server = AdminServer(Doors(make_app(parts), make_internal(parts)), settings.listen_host, settings.port)
         port = await server.start()
         log.info("site_serving", port=port, boot_id=parts.boot_id, version=madang.__version__)
         try:
@@ -177,3 +181,9 @@ def make_app(parts: SiteParts) -> FastAPI:
         find_problems=lambda: find_problems(parts),
         routers=[make_router(parts)],
     )
+
+
+def make_internal(parts: SiteParts) -> ASGIApp:
+    """Return what the site's own gateway asks, on behalf of tenants."""
+    routes: list[Route] = []
+    return make_internal_app(routes, read_secret(gateway_token_file(parts.settings)), parts.log)

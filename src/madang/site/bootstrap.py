@@ -14,6 +14,7 @@ from madang.runtime.files import read_secret, write_secret
 from madang.runtime.nats import SiteNats, render_site_conf, user_of_creds
 from madang.site.kex import identity_hex, load_identity
 from madang.site.settings import SiteSettings
+from madang.wire.site_leg import GATEWAY_TOKEN_FILE
 
 SITE_USER = "site"
 SYSTEM_USER = "system"
@@ -47,6 +48,11 @@ def password_file(settings: SiteSettings, user: str) -> Path:
     return nats_folder(settings) / f"{user}.password"
 
 
+def gateway_token_file(settings: SiteSettings) -> Path:
+    """Return the file with the token that the site's gateway shows to the site process."""
+    return settings.state_dir / GATEWAY_TOKEN_FILE
+
+
 def identity_file(settings: SiteSettings) -> Path:
     """Return the file with the seed of the site's identity key, 64 hex digits."""
     return settings.state_dir / "identity.key"
@@ -68,6 +74,7 @@ def prepare_site(settings: SiteSettings, entropy: Entropy | None = None) -> Site
     for folder in (settings.state_dir, nats_folder(settings), settings.feed_dir, settings.usage_dir):
         _make_folder(folder)
     seed = _keep_secret(identity_file(settings), entropy.token_bytes(32).hex().encode())
+    _keep_secret(gateway_token_file(settings), entropy.token_bytes(32).hex().encode())
     passwords = {
         user: _keep_secret(password_file(settings, user), entropy.token_bytes(_PASSWORD_BYTES).hex().encode())
         for user in (SITE_USER, SYSTEM_USER)

@@ -60,6 +60,7 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         method: as sent; methods are case-sensitive.
         path: of the target, without its query, as sent.
+        query: of the target, with its question mark; empty without one.
         fields: lower-case names; repeated fields joined by `, `; those that `Connection` nominates are gone.
         content_length: 0 without a body; meaningless when `is_chunked`.
         is_http10: the peer speaks HTTP/1.0: no chunks towards it.
@@ -69,6 +70,7 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     path: str
     fields: dict[bytes, bytes]
+    query: str = ""
     content_length: int = 0
     is_chunked: bool = False
     is_http10: bool = False
@@ -114,12 +116,14 @@ def parse_request_head(head: bytes, headers_max: int) -> RequestHead:
         raise HttpRejected(400, "the request has no Host field")
     options = _connection_options(fields)
     length, is_chunked = _framing(fields, is_http10)
+    path, query = _path(target)
     expect = fields.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         raise HttpRejected(417, "the only expectation known here is 100-continue")
     return RequestHead(
         method=method.decode(),
-        path=_path(target),
+        path=path,
+        query=query,
         fields=fields,
         content_length=length,
         is_chunked=is_chunked,
@@ -177,11 +181,11 @@ def _framing(fields: dict[bytes, bytes], is_http10: bool) -> tuple[int, bool]:
     return int(length), False
 
 
-def _path(target: bytes) -> str:
+def _path(target: bytes) -> tuple[str, str]:
     match = _TARGET.match(target)
     if match is None:
         raise HttpRejected(400, "the request target is not a path")
-    return (match[1] or b"/").decode()
+    return (match[1] or b"/").decode(), (match[2] or b"").decode()
 
 
 def _explain(head: bytes) -> NoReturn:
