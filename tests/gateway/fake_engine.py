@@ -1,7 +1,7 @@
 """A fake inference engine: enough HTTP and SSE to look like one over a real loopback socket.
 
 It answers as llama.cpp's server does (a role event, one event a token, a finish event with timings, a usage event,
-[DONE]) and can be told to misbehave.
+[DONE]), in one object when no stream is asked for, and can be told to misbehave.
 """
 
 import asyncio
@@ -36,6 +36,8 @@ class FakeEngine:
     error_body: dict = field(default_factory=lambda: {"error": {"message": "broken", "code": 500}})
     usage: dict | None = field(default_factory=lambda: {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10})
     dimensions: int = 4
+    vectors: list[list[float]] | None = None
+    logprobs: dict | None = None
     requests: list[EngineRequest] = field(default_factory=list)
     connections: int = 0
     active: int = 0
@@ -107,6 +109,8 @@ class FakeEngine:
             self._write_json(writer, self.status, self.error_body)
         elif request.path == "/v1/embeddings":
             self._write_json(writer, 200, self._embeddings(request.body))
+        elif request.path in ("/v1/chat/completions", "/v1/completions") and not request.body.get("stream"):
+            self._write_json(writer, 200, self._whole(request))
         elif request.path in ("/v1/chat/completions", "/v1/completions"):
             if not await self._stream(request, writer):
                 return False
@@ -117,7 +121,7 @@ class FakeEngine:
 
     def _embeddings(self, body: dict) -> dict:
         rows = [
-            {"object": "embedding", "index": index, "embedding": [float(index + 1)] * self.dimensions}
+            {"object": "embedding", "index": index, "embedding": self._vector(index)}
             for index in range(len(body["input"]))
         ]
         return {
@@ -125,6 +129,22 @@ class FakeEngine:
             "data": rows,
             "model": "engine-file.gguf",
             "usage": {"prompt_tokens": 5, "total_tokens": 5},
+        }
+
+    def _vector(self, index: int) -> list[float]:
+        return self.vectors[index] if self.vectors is not None else [float(index + 1)] * self.dimensions
+
+    def _whole(self, request: EngineRequest) -> dict:
+        text = "".join(self.tokens)
+        is_chat = request.path == "/v1/chat/completions"
+        said = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}
+        return {
+            "id": "chatcmpl-engine",
+            "model": "engine-file.gguf",
+            "created": 1,
+            "choices": [{"index": 0, **said, "logprobs": None, "finish_reason": "stop"}],
+            "timings": {"predicted_per_second": 26.0},
+            **({} if self.usage is None else {"usage": self.usage}),
         }
 
     async def _stream(self, request: EngineRequest, writer: asyncio.StreamWriter) -> bool:
@@ -172,7 +192,7 @@ class FakeEngine:
         if is_chat:
             self._event(writer, [{"index": 0, "delta": {"content": text}, "finish_reason": None}])
         else:
-            self._event(writer, [{"index": 0, "text": text, "logprobs": None, "finish_reason": None}])
+            self._event(writer, [{"index": 0, "text": text, "logprobs": self.logprobs, "finish_reason": None}])
 
     def _event(self, writer: asyncio.StreamWriter, choices: list, **more: object) -> None:
         event = {"choices": choices, "created": 1, "id": "chatcmpl-engine", "model": "engine-file.gguf", **more}

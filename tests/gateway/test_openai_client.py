@@ -60,7 +60,7 @@ def test_errors_are_openais(client: openai.OpenAI, lab: Lab, site: LabSite) -> N
         client.chat.completions.create(model=CHAT, messages=QUESTION, temperature=9)
     assert too_hot.value.param == "temperature"
     with pytest.raises(openai.BadRequestError) as several:
-        client.chat.completions.create(model=CHAT, messages=QUESTION, n=2)
+        client.chat.completions.create(model=CHAT, messages=QUESTION, n=9)
     assert several.value.code == "unsupported"
     site.replicas.pop(0)
     site.refresh()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from madang.core import RequestId, ServiceName
 from madang.model import Service, Task
-from madang.wire.openai import EMBEDDING_INPUTS_MAX, Endpoint, answer_id, parse_request, upstream_body
+from madang.wire.openai import ANSWERS_MAX, EMBEDDING_INPUTS_MAX, Endpoint, answer_id, parse_request, upstream_body
 from madang.wire.openai_errors import ApiError, ErrorCode, encode_error
 
 SERVICE = Service(name=ServiceName("qwen"), model="m", context_tokens=512)
@@ -130,6 +130,18 @@ REFUSED: list[tuple[Endpoint, dict[str, Any], ErrorCode, str]] = [
     (
         CHAT,
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        ErrorCode.INVALID_REQUEST,
+        "messages[0].content[0]",
+    ),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1/x"}}]}]},
+        ErrorCode.UNSUPPORTED,
+        "messages[0].content[0]",
+    ),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
         ErrorCode.UNSUPPORTED,
         "messages[0].content[0]",
     ),
@@ -149,14 +161,20 @@ REFUSED: list[tuple[Endpoint, dict[str, Any], ErrorCode, str]] = [
         ErrorCode.INVALID_REQUEST,
         "stream_options.include_usage",
     ),
-    (CHAT, {"n": 2}, ErrorCode.UNSUPPORTED, "n"),
+    (CHAT, {"n": ANSWERS_MAX + 1}, ErrorCode.UNSUPPORTED, "n"),
     (CHAT, {"n": 0}, ErrorCode.INVALID_REQUEST, "n"),
     (CHAT, {"response_format": {"type": "xml"}}, ErrorCode.INVALID_REQUEST, "response_format"),
     (CHAT, {"response_format": {"type": "json_schema"}}, ErrorCode.INVALID_REQUEST, "response_format"),
     (CHAT, {"tools": []}, ErrorCode.INVALID_REQUEST, "tools"),
     (CHAT, {"tools": [{"type": "function"}]}, ErrorCode.INVALID_REQUEST, "tools"),
     (CHAT, {"tools": [TOOL], "tool_choice": "any"}, ErrorCode.INVALID_REQUEST, "tool_choice"),
-    (CHAT, {"tools": [TOOL], "tool_choice": {"type": "function"}}, ErrorCode.UNSUPPORTED, "tool_choice"),
+    (CHAT, {"tools": [TOOL], "tool_choice": {"type": "function"}}, ErrorCode.INVALID_REQUEST, "tool_choice"),
+    (
+        CHAT,
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        ErrorCode.INVALID_REQUEST,
+        "tool_choice",
+    ),
     (CHAT, {"tools": [TOOL], "tool_choice": ["auto"]}, ErrorCode.INVALID_REQUEST, "tool_choice"),
     (CHAT, {"tool_choice": "required"}, ErrorCode.INVALID_REQUEST, "tool_choice"),
     (CHAT, {"top_logprobs": 2}, ErrorCode.INVALID_REQUEST, "top_logprobs"),
@@ -250,7 +268,7 @@ fields = st.sampled_from(
 )
 
 
-@given(st.sampled_from(Endpoint), st.dictionaries(fields, values, max_size=5))
+@given(st.sampled_from(list(BASE)), st.dictionaries(fields, values, max_size=5))
 def test_any_json_is_taken_or_refused(endpoint: Endpoint, found: dict[str, Any]) -> None:
     body = json.dumps({**BASE[endpoint], **found}).encode()
     try:
@@ -295,4 +313,26 @@ def test_errors_and_ids() -> None:
     }
     assert answer_id(Endpoint.CHAT, RequestId("daegu-1")) == "chatcmpl-daegu-1"
     assert answer_id(Endpoint.COMPLETIONS, RequestId("daegu-1")) == "cmpl-daegu-1"
-    assert [endpoint.task for endpoint in Endpoint] == [Task.CHAT, Task.CHAT, Task.EMBEDDING]
+    assert {endpoint: endpoint.task for endpoint in Endpoint} == {
+        Endpoint.CHAT: Task.CHAT,
+        Endpoint.COMPLETIONS: Task.CHAT,
+        Endpoint.EMBEDDINGS: Task.EMBEDDING,
+        Endpoint.RESPONSES: Task.CHAT,
+        Endpoint.RERANK: Task.EMBEDDING,
+        Endpoint.TRANSCRIPTIONS: Task.TRANSCRIPTION,
+    }
+
+
+def test_what_an_engine_must_be_able_to_do() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    asked = parse(messages=[{"role": "user", "content": [{"type": "text", "text": "x"}, picture]}])
+    assert (asked.is_plain, asked.needs) == (False, ("images",))
+    assert parse(logprobs=True, top_logprobs=2).needs == ("logprobs",)
+    assert parse(response_format={"type": "json_object"}).needs == ("json_schema",)
+    assert parse(Endpoint.COMPLETIONS, logprobs=2).needs == ("logprobs",)
+    plain = parse(response_format={"type": "text"}, logprobs=False, n=1, tools=[TOOL], tool_choice="none")
+    assert (plain.is_plain, plain.needs) == (True, ())
+    assert "tools" not in plain.fields
+    assert (parse(n=3).is_plain, parse(n=3).answers) == (False, 3)
+    named = parse(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "f"}})
+    assert (named.is_plain, named.needs) == (False, ())

@@ -2,7 +2,8 @@
 
 Owns what passes between one engine and one client: the call, the count of tokens, and the last bytes, which wait
 until the usage event is durable. Refuses to decide what comes after a failure: the journey does. Generation is
-always streamed from the engine, whatever the client wants, since only then does an engine stop when it is left.
+streamed from the engine, whatever the client wants, since most engines stop only then when they are left; an engine
+that names UNSTREAMED_ABORT is asked for one object where the client wants one.
 """
 
 from typing import TYPE_CHECKING
@@ -15,11 +16,14 @@ from madang.gateway.relay import log_error, origin_fields
 from madang.gateway.target import Failure
 from madang.gateway.upstream import Call
 from madang.model import Outcome
+from madang.wire.openai import Endpoint
 from madang.wire.openai_answers import (
+    ANSWER_BYTES_MAX,
     AnswerStream,
     EngineFailed,
     TokenCount,
     engine_complaint,
+    rewrite_answer,
     rewrite_embeddings,
     stream_error,
 )
@@ -34,7 +38,7 @@ EMBEDDING_BYTES_MAX = 128 * 1024 * 1024
 """2048 texts of 4096 dimensions at 12 characters a number are 100 MB."""
 SSE_FIELDS = b"content-type: text/event-stream\r\ncache-control: no-cache\r\n"
 # What an engine says of the request itself; anything else it says is about the engine.
-_COMPLAINTS = frozenset((400, 413, 422))
+COMPLAINTS = frozenset((400, 413, 422))
 _FAILURES = {
     Failure.CONNECT: AttemptFailure.CONNECT,
     Failure.CLOSED: AttemptFailure.CLOSED,
@@ -60,11 +64,11 @@ class EngineLeg:
     def start(self) -> None:
         """Send the request to the engine."""
         try:
-            body = self._journey.engine_body()
+            body = self._engine_body()
         except ApiError as error:
             self._journey.answer_error(error)
             return
-        replica, target = self._replica
+        replica, target = self._replica.replica, self._replica.target
         self._count(1)
         head = (
             f"POST {self._journey.errand.endpoint.value} HTTP/1.1\r\nhost: {target.host}:{target.port}\r\n"
@@ -94,7 +98,7 @@ class EngineLeg:
         """Sort the engine's answers."""
         if status == 200:
             self._on_accepted(fields)
-        elif status in _COMPLAINTS:
+        elif status in COMPLAINTS:
             self._complaint = []
         else:
             failure = AttemptFailure.LOADING if status == 503 else AttemptFailure.STATUS
@@ -126,6 +130,9 @@ class EngineLeg:
             self._on_broken(_FAILURES[failure], reason)
 
     # --- each kind's own
+
+    def _engine_body(self) -> bytes:
+        return self._journey.engine_body(is_whole=False)
 
     def _on_accepted(self, fields: dict[bytes, bytes]) -> None:
         raise NotImplementedError
@@ -277,17 +284,23 @@ class GenerationLeg(EngineLeg):
         exchange.end(DONE_EVENT)
 
 
-class EmbeddingLeg(EngineLeg):
-    """An attempt at embeddings: one JSON object each way."""
+class WholeLeg(EngineLeg):
+    """An attempt at an answer that comes in one piece: one JSON object each way."""
 
-    __slots__ = ("_answer", "_pieces", "_size", "_token_count")
+    __slots__ = ("_answer", "_limit_bytes", "_pieces", "_size", "_token_count")
 
     def __init__(self, journey: "Journey", replica: LiveReplica) -> None:
         super().__init__(journey, replica)
+        assert journey.request is not None
+        is_embedding = journey.request.endpoint is Endpoint.EMBEDDINGS
+        self._limit_bytes = EMBEDDING_BYTES_MAX if is_embedding else ANSWER_BYTES_MAX
         self._pieces: list[bytes] = []
         self._size = 0
         self._answer = b""
         self._token_count = TokenCount(0, 0, True)
+
+    def _engine_body(self) -> bytes:
+        return self._journey.engine_body(is_whole=True)
 
     def _on_accepted(self, fields: dict[bytes, bytes]) -> None:
         """Nothing yet: the answer is judged when it is whole."""
@@ -295,14 +308,18 @@ class EmbeddingLeg(EngineLeg):
     def _on_piece(self, data: bytes) -> None:
         self._pieces.append(data)
         self._size += len(data)
-        if self._size > EMBEDDING_BYTES_MAX:
-            self._fail(AttemptFailure.PROTOCOL, f"the engine's embeddings are over {EMBEDDING_BYTES_MAX} bytes")
+        if self._size > self._limit_bytes:
+            self._fail(AttemptFailure.PROTOCOL, f"the engine's answer is over {self._limit_bytes} bytes")
 
     def _on_complete(self) -> None:
         journey = self._journey
-        assert journey.request is not None
+        request, body = journey.request, b"".join(self._pieces)
+        assert request is not None
         try:
-            self._answer, self._token_count = rewrite_embeddings(journey.request, b"".join(self._pieces))
+            if request.endpoint is Endpoint.EMBEDDINGS:
+                self._answer, self._token_count = rewrite_embeddings(request, body)
+            else:
+                self._answer, self._token_count = rewrite_answer(request, journey.errand.request_id, body)
         except EngineFailed as error:
             self._fail(AttemptFailure.PROTOCOL, error.message)
             return

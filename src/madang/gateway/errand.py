@@ -57,6 +57,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     count: TokenCount = NOTHING
     replica: LiveReplica | None = None
     first_token_ns: int | None = None
+    audio_ms: int = 0
 
 
 def ignore_durable(_reason: str) -> None:

@@ -14,18 +14,21 @@ a replica here or another peer serves later supersedes by its number alone.
 
 from madang.core import EventId, ServiceName, make_event_id, ns_to_s
 from madang.gateway.access import residency_error
-from madang.gateway.engine_leg import EmbeddingLeg, GenerationLeg
+from madang.gateway.engine_leg import GenerationLeg, WholeLeg
 from madang.gateway.errand import AttemptFailure, Errand, Leg, Served, exhausted_error, ignore_durable, refusal_error
 from madang.gateway.exchange import Exchange
-from madang.gateway.feed import Desired, service_of
+from madang.gateway.feed import Desired, LiveReplica, service_of
+from madang.gateway.legs import make_leg
 from madang.gateway.peer_leg import REFUSED_FIELD, PeerLeg
 from madang.gateway.relay import Relay, id_fields
 from madang.gateway.usage_log import OnDurable
 from madang.model import Outcome, Service, UsageEvent
 from madang.policy.routing import Ask, Refusal, RefusalReason, Route, ToPeer, choose_route
-from madang.wire.openai import ApiRequest, Endpoint, parse_request, upstream_body
+from madang.wire.openai import ApiRequest, Endpoint, upstream_body
 from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.passes import HOPS_MAX
+from madang.wire.plain_chat import PlainChat, plain_engine_body
+from madang.wire.surface import read_request
 
 ATTEMPTS_MAX = 3
 """Attempts at one request: a retry may run an inference twice, so it is bounded and counted."""
@@ -41,7 +44,6 @@ class Journey:
     """A request with a whole body and a client that waits."""
 
     __slots__ = (
-        "_engine_body",
         "_failure",
         "_has_unknown_fate",
         "_leg",
@@ -78,7 +80,6 @@ class Journey:
         self.body_sha256 = b""
         self.request: ApiRequest | None = None
         self.service: Service | None = None
-        self._engine_body: bytes | None = None
         self._leg: Leg | None = None
         self._route: Route | None = None
         self._tried: tuple[Route, ...] = ()
@@ -105,7 +106,7 @@ class Journey:
 
     def _read(self, desired: Desired, body: bytes) -> None:
         errand = self.errand
-        request = self.request = parse_request(errand.endpoint, body)
+        request = self.request = read_request(errand.endpoint, body, self.exchange.head)
         if errand.service and request.service != errand.service:
             raise ApiError(ErrorCode.INVALID_REQUEST, "the body names another model than the pass", param="model")
         service = self.service = service_of(desired, request.service, errand.tenant_id)
@@ -140,9 +141,11 @@ class Journey:
         if isinstance(route, ToPeer):
             self._leg = PeerLeg(self, live.peers[route.site])
         else:
-            replica = next(one for one in live.replicas[name] if one.replica.replica_id == route.replica_id)
-            is_embedding = errand.endpoint is Endpoint.EMBEDDINGS
-            self._leg = EmbeddingLeg(self, replica) if is_embedding else GenerationLeg(self, replica)
+            replica = live.replicas_by_id[route.replica_id]
+            if self.request is not None and not self.request.is_plain:
+                self._leg = make_leg(self, replica)
+            else:
+                self._leg = WholeLeg(self, replica) if self._is_asked_whole(replica) else GenerationLeg(self, replica)
         self._leg.start()
 
     def attempt_failed(self, failure: AttemptFailure, reason: str) -> None:
@@ -203,15 +206,23 @@ class Journey:
 
     def count_answer(self, status: int, site: str) -> None:
         """Count an answer in the metrics."""
-        self.relay.meter.count_request(self.errand.endpoint.value, status, site)
+        self.relay.meter.count_request(self.errand.endpoint, status, site)
 
-    def engine_body(self) -> bytes:
-        """Return what an engine is sent; raises ApiError when it cannot be written."""
-        if self._engine_body is None:
-            assert self.request is not None
-            assert self.service is not None
-            self._engine_body = upstream_body(self.request, self.service)
-        return self._engine_body
+    def _is_asked_whole(self, replica: LiveReplica) -> bool:
+        """Return whether an engine is asked for its answer in one piece."""
+        request = self.request
+        assert request is not None
+        is_whole = replica.has_unstreamed_abort and request.is_plain and not request.is_stream
+        return is_whole or request.endpoint is Endpoint.EMBEDDINGS
+
+    def engine_body(self, *, is_whole: bool) -> bytes:
+        """Return what an engine is sent, to answer in one piece or in a stream; raises ApiError when it cannot be."""
+        assert self.request is not None
+        assert self.service is not None
+        plain = self.request.form
+        if type(plain) is PlainChat:
+            return plain_engine_body(plain, self.service, is_whole=is_whole)
+        return upstream_body(self.request, self.service, is_whole=is_whole)
 
     @property
     def event_id(self) -> EventId:
@@ -236,7 +247,7 @@ class Journey:
             key_id=errand.key_id,
             service=ServiceName("") if service is None else service.name,
             model="" if service is None else service.model,
-            endpoint=errand.endpoint.value,
+            endpoint=errand.endpoint,
             entry_site=errand.entry_site,
             site=relay.site,
             replica_id="" if replica is None else replica.replica.replica_id,
@@ -250,6 +261,7 @@ class Journey:
             started_at_s=self._started_s,
             ttft_s=None if ttft_ns is None else ns_to_s(ttft_ns),
             duration_s=ns_to_s(ended_ns - self._started_ns),
+            audio_ms=served.audio_ms,
         )
         if ttft_ns is not None:
             relay.meter.ttft.observe(ns_to_s(ttft_ns))

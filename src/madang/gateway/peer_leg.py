@@ -15,6 +15,7 @@ from madang.gateway.feed import LivePeer
 from madang.gateway.target import Failure, TimeLimits
 from madang.gateway.upstream import Call
 from madang.wire.feed import PeerSession
+from madang.wire.openai import Endpoint
 from madang.wire.openai_answers import stream_error
 from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.passes import (
@@ -93,7 +94,7 @@ class PeerLeg:
         journey, target = self._journey, self._peer.target
         head = (
             f"POST {journey.errand.endpoint.value} HTTP/1.1\r\nhost: {target.host}:{target.port}\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(journey.body)}\r\n"
+            f"content-type: {self._content_type()}\r\ncontent-length: {len(journey.body)}\r\n"
             f"{PASS_HEADER}: {seal_pass(self._pass(session, now_s), session.key)}\r\n\r\n"
         )
         # The peer's signs replace the limit for the first byte; once it talks, it may not stall.
@@ -122,6 +123,12 @@ class PeerLeg:
             body_sha256=hashlib.sha256(journey.body).digest(),
             kid=session.kid,
         )
+
+    def _content_type(self) -> str:
+        """Return what the client said of a body that is a form, whose boundary the peer needs; all else is JSON."""
+        if self._journey.errand.endpoint is not Endpoint.TRANSCRIPTIONS:
+            return "application/json"
+        return self._journey.exchange.head.fields.get(b"content-type", b"").decode("latin-1")
 
     def on_gone(self) -> None:
         """Leave the peer at once: it sees our end close, and meters what it did."""

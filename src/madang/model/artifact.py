@@ -13,6 +13,7 @@ class Task(StrEnum):
 
     CHAT = "chat"
     EMBEDDING = "embedding"
+    TRANSCRIPTION = "transcription"
 
 
 class HttpSource(msgspec.Struct, frozen=True, kw_only=True, tag="http"):

@@ -32,6 +32,12 @@ class EngineFeature(StrEnum):
     """Takes images in messages."""
     CHOICES = "choices"
     """Gives several answers to one request (`n`)."""
+    JSON_SCHEMA = "json_schema"
+    """Holds its output to a JSON schema."""
+    LOGPROBS = "logprobs"
+    """Says how likely each token was."""
+    QUERY_PASSAGE = "query_passage"
+    """Reads `query: ` and `passage: ` before a text to embed as what the text is, not as words of it."""
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,12 +12,14 @@ from typing import Any, NoReturn
 import msgspec
 
 from madang.core import RequestId
-from madang.model import Service, Task
+from madang.model import EngineFeature, Service, Task
 from madang.wire.openai_errors import ApiError, ErrorCode
 
 EMBEDDING_INPUTS_MAX = 2048
 STOPS_MAX = 16
 TOOLS_MAX = 128
+ANSWERS_MAX = 8
+"""Answers to one request; each takes a slot of an engine."""
 
 
 _encoder = msgspec.json.Encoder()
@@ -30,17 +32,28 @@ class Endpoint(StrEnum):
     CHAT = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
     EMBEDDINGS = "/v1/embeddings"
+    RESPONSES = "/v1/responses"
+    RERANK = "/v1/rerank"
+    TRANSCRIPTIONS = "/v1/audio/transcriptions"
 
     @property
     def task(self) -> Task:
         """What a model must do to answer here."""
-        return Task.EMBEDDING if self is Endpoint.EMBEDDINGS else Task.CHAT
+        return _TASKS.get(self, Task.CHAT)
+
+
+_TASKS = {
+    Endpoint.EMBEDDINGS: Task.EMBEDDING,
+    Endpoint.RERANK: Task.EMBEDDING,
+    Endpoint.TRANSCRIPTIONS: Task.TRANSCRIPTION,
+}
 
 
 class ApiRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request body after every check.
 
     Attributes:
+        endpoint: whose body an engine is sent; a client's endpoint may be another that is mapped onto it.
         service: what the client calls `model`.
         is_stream: the client wants events.
         has_usage_chunk: the client of a stream asked for the closing usage event.
@@ -48,6 +61,10 @@ class ApiRequest(msgspec.Struct, frozen=True, kw_only=True):
         inputs: how many answers an embedding request must get.
         prompt_bytes: size of what the model has to read, for estimates only.
         fields: what goes upstream, before `upstream_body` adds the service's rules.
+        is_plain: any engine will do, and its events fit the client as they are, names aside.
+        answers: how many the client wants to the same question (`n`).
+        needs: abilities that an engine must have, see `madang.wire.abilities`.
+        form: what a mapped endpoint keeps for its answer; of the module that mapped it.
     """
 
     endpoint: Endpoint
@@ -58,6 +75,10 @@ class ApiRequest(msgspec.Struct, frozen=True, kw_only=True):
     is_base64: bool = False
     inputs: int = 0
     prompt_bytes: int = 0
+    is_plain: bool = True
+    answers: int = 1
+    needs: tuple[str, ...] = ()
+    form: Any = None
 
 
 Check = Callable[[Any], str | None]
@@ -119,7 +140,7 @@ def _anything(_value: Any) -> str | None:
     return None
 
 
-_TOKENS_MAX = 10_000_000
+TOKENS_MAX = 10_000_000
 _SAMPLING: dict[str, Check] = {
     "temperature": _number(0, 2),
     "top_p": _number(0, 1),
@@ -128,7 +149,7 @@ _SAMPLING: dict[str, Check] = {
     "seed": _integer(-(2**63), 2**64 - 1),
     "stop": _stop,
     "logit_bias": _logit_bias,
-    "max_tokens": _integer(1, _TOKENS_MAX),
+    "max_tokens": _integer(1, TOKENS_MAX),
     "n": _integer(1, 128),
     "stream": _boolean,
     "stream_options": lambda value: None if type(value) is dict else "an object",
@@ -141,7 +162,7 @@ _SAMPLING: dict[str, Check] = {
 _FIELDS: dict[Endpoint, dict[str, Check]] = {
     Endpoint.CHAT: {
         **_SAMPLING,
-        "max_completion_tokens": _integer(1, _TOKENS_MAX),
+        "max_completion_tokens": _integer(1, TOKENS_MAX),
         "response_format": _response_format,
         "logprobs": _boolean,
         "top_logprobs": _integer(0, 20),
@@ -186,6 +207,7 @@ _UNSUPPORTED = {
     "verbosity": "verbosity",
     "moderation": "moderation",
 }
+_TEXT_FORMAT = {"type": "text"}
 _ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 
 
@@ -197,6 +219,11 @@ def parse_request(endpoint: Endpoint, body: bytes) -> ApiRequest:
         raise ApiError(ErrorCode.INVALID_REQUEST, f"the request body is not JSON: {error}") from error
     if type(fields) is not dict:
         raise ApiError(ErrorCode.INVALID_REQUEST, "the request body is not a JSON object")
+    return check_request(endpoint, fields)
+
+
+def check_request(endpoint: Endpoint, fields: dict[str, Any]) -> ApiRequest:
+    """Return the request in decoded `fields`, which this takes over; raises ApiError naming the parameter at fault."""
     service = fields.pop("model", None)
     if type(service) is not str or not service:
         _refuse("model", "expected the name of a service, see GET /v1/models", is_missing=service is None)
@@ -204,25 +231,27 @@ def parse_request(endpoint: Endpoint, body: bytes) -> ApiRequest:
     kept = _check_fields(endpoint, fields)
     if endpoint is Endpoint.EMBEDDINGS:
         return _embeddings(service, required, kept)
+    needs: list[str] = []
     if endpoint is Endpoint.CHAT:
-        kept["messages"], prompt_bytes = _messages(required)
+        kept["messages"], prompt_bytes = _messages(required, needs)
         _check_chat(kept)
     else:
         kept["prompt"], prompt_bytes = _prompt(required)
         _check_completion(kept)
-    return _generation(endpoint, service, kept, prompt_bytes)
+    return _generation(endpoint, service, kept, prompt_bytes, needs)
 
 
-def upstream_body(request: ApiRequest, service: Service) -> bytes:
-    """Return what the engine is sent: the request under the service's rules, generation always streamed."""
+def upstream_body(request: ApiRequest, service: Service, *, is_whole: bool = False) -> bytes:
+    """Return what the engine is sent: the request under the service's rules; `is_whole` asks for one object."""
     fields = {**request.fields, "model": service.name}
     if request.endpoint is Endpoint.EMBEDDINGS:
         fields["encoding_format"] = "float"
     else:
         wanted = fields.get("max_tokens", service.context_tokens)
         fields["max_tokens"] = min(wanted, service.context_tokens)
-        fields["stream"] = True
-        fields["stream_options"] = {"include_usage": True}
+        if not is_whole:
+            fields["stream"] = True
+            fields["stream_options"] = {"include_usage": True}
         fields["cache_prompt"] = service.has_prefix_cache
     try:
         return _encoder.encode(fields)
@@ -266,7 +295,9 @@ def _check_fields(endpoint: Endpoint, fields: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _generation(endpoint: Endpoint, service: str, kept: dict[str, Any], prompt_bytes: int) -> ApiRequest:
+def _generation(
+    endpoint: Endpoint, service: str, kept: dict[str, Any], prompt_bytes: int, needs: list[str]
+) -> ApiRequest:
     is_stream = kept.pop("stream", False)
     options = kept.pop("stream_options", None)
     if options is not None and not is_stream:
@@ -274,10 +305,15 @@ def _generation(endpoint: Endpoint, service: str, kept: dict[str, Any], prompt_b
     has_usage_chunk = (options or {}).get("include_usage") or False
     if type(has_usage_chunk) is not bool:
         _refuse("stream_options.include_usage", "expected true or false")
-    if kept.pop("n", 1) > 1:
-        _unsupported("n", "more than one answer to a request")
+    answers = kept.pop("n", 1)
+    if answers > ANSWERS_MAX:
+        _unsupported("n", f"more than {ANSWERS_MAX} answers to a request")
     if "seed" in kept:
         kept["seed"] &= 0xFFFFFFFF  # engines hold 32 bits; the same seed still gives the same answer
+    if "logprobs" in kept:
+        needs.append(EngineFeature.LOGPROBS)
+    if kept.get("response_format", _TEXT_FORMAT)["type"] != "text":
+        needs.append(EngineFeature.JSON_SCHEMA)
     return ApiRequest(
         endpoint=endpoint,
         service=service,
@@ -285,6 +321,9 @@ def _generation(endpoint: Endpoint, service: str, kept: dict[str, Any], prompt_b
         is_stream=is_stream,
         has_usage_chunk=has_usage_chunk,
         prompt_bytes=prompt_bytes,
+        is_plain=answers == 1 and not needs and "tools" not in kept,
+        answers=answers,
+        needs=tuple(needs),
     )
 
 
@@ -296,16 +335,28 @@ def _check_chat(kept: dict[str, Any]) -> None:
         _unsupported("modalities", "output other than text")
     if "top_logprobs" in kept and not kept.get("logprobs"):
         _refuse("top_logprobs", "only allowed when 'logprobs' is true")
+    if not kept.get("logprobs"):
+        kept.pop("logprobs", None)
+    if "tools" in kept or "tool_choice" in kept:
+        _check_tool_choice(kept)
+    if "tools" not in kept:
+        kept.pop("parallel_tool_calls", None)
+
+
+def _check_tool_choice(kept: dict[str, Any]) -> None:
     choice = kept.get("tool_choice")
     if type(choice) is dict:
-        _unsupported("tool_choice", "the choice of one named tool")
-    if choice not in (None, "none", "auto", "required"):
-        _refuse("tool_choice", "expected none, auto or required")
-    if "tools" not in kept:
-        if choice == "required":
-            _refuse("tool_choice", "only allowed with 'tools'")
+        function = choice.get("function") if choice.get("type") == "function" else None
+        name = function.get("name") if type(function) is dict else None
+        if all(tool["function"]["name"] != name for tool in kept.get("tools", ())):
+            _refuse("tool_choice", "expected an object of type function that names one of 'tools'")
+    elif choice not in (None, "none", "auto", "required"):
+        _refuse("tool_choice", "expected none, auto, required or one named function")
+    if choice == "required" and "tools" not in kept:
+        _refuse("tool_choice", "only allowed with 'tools'")
+    if choice == "none" or "tools" not in kept:
+        kept.pop("tools", None)
         kept.pop("tool_choice", None)
-        kept.pop("parallel_tool_calls", None)
 
 
 def _check_completion(kept: dict[str, Any]) -> None:
@@ -319,8 +370,8 @@ def _check_completion(kept: dict[str, Any]) -> None:
         del kept["logprobs"]
 
 
-def _messages(messages: Any) -> tuple[list[dict[str, Any]], int]:
-    """Return the messages and the bytes of their text."""
+def _messages(messages: Any, needs: list[str]) -> tuple[list[dict[str, Any]], int]:
+    """Return the messages and the bytes of their text; adds to `needs` what their parts ask of an engine."""
     if type(messages) is not list or not messages:
         _refuse("messages", "expected a list of at least one message", is_missing=messages is None)
     size = 0
@@ -333,11 +384,11 @@ def _messages(messages: Any) -> tuple[list[dict[str, Any]], int]:
             _refuse(f"{where}.role", f"expected one of {', '.join(sorted(_ROLES))}", is_missing=role is None)
         if role == "developer":
             message["role"] = "system"  # chat templates know only the older word for it
-        size += _content(where, message)
+        size += _content(where, message, needs)
     return messages, size
 
 
-def _content(where: str, message: dict[str, Any]) -> int:
+def _content(where: str, message: dict[str, Any], needs: list[str]) -> int:
     content = message.get("content")
     if type(content) is str:
         return len(content.encode())
@@ -351,12 +402,25 @@ def _content(where: str, message: dict[str, Any]) -> int:
     for index, part in enumerate(content):
         place = f"{where}.content[{index}]"
         kind = part.get("type") if type(part) is dict else None
-        if kind in ("image_url", "input_audio", "file"):
-            _unsupported(place, {"image_url": "image input", "input_audio": "audio input"}.get(kind, "file input"))
+        if kind == "image_url":
+            _check_image(place, part.get("image_url"))
+            needs.append(EngineFeature.IMAGES)
+            continue
+        if kind in ("input_audio", "file"):
+            _unsupported(place, "audio input" if kind == "input_audio" else "file input")
         if kind != "text" or type(part.get("text")) is not str:
             _refuse(place, "expected an object of type text with a string `text`")
         size += len(part["text"].encode())
     return size
+
+
+def _check_image(place: str, image: Any) -> None:
+    url = image.get("url") if type(image) is dict else None
+    if type(url) is not str or not url:
+        _refuse(place, "expected an `image_url` with a string `url`")
+    if not url.startswith("data:image/"):
+        # An engine that fetches what a tenant names would reach into the site's own network.
+        _unsupported(place, "an image by reference; send it as a data: URL")
 
 
 def _prompt(prompt: Any) -> tuple[Any, int]:
