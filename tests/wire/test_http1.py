@@ -9,6 +9,7 @@ from madang.wire.http1 import (
     HEAD_END,
     TRAILER_BYTES_MAX,
     ChunkedDecoder,
+    HeadReader,
     HttpRejected,
     check_partial_head,
     parse_request_head,
@@ -161,3 +162,42 @@ def test_limits_of_the_coding() -> None:
         with pytest.raises(HttpRejected) as caught:
             decode(data, [], limit=10)
         assert caught.value.status == status, data[:20]
+
+
+HEAD = b"POST /v1/x?%b HTTP/1.1\r\nHost: a\r\nContent-Length: %b\r\nAuthorization: Bearer %b\r\n\r\n"
+
+
+def test_a_head_like_the_one_before_is_recognised() -> None:
+    reader = HeadReader(100)
+    first = reader.read(HEAD % (b"q", b"12", b"k"))
+    assert reader.read(HEAD % (b"q", b"12", b"k")) is first
+    again = reader.read(HEAD % (b"q", b"345678", b"k"))
+    assert again == parse_request_head(HEAD % (b"q", b"345678", b"k"), 100)
+    assert again.fields is first.fields, "it was not parsed again"
+    other = reader.read(HEAD % (b"q", b"12", b"other"))
+    assert other.fields[b"authorization"] == b"Bearer other"
+
+
+@given(
+    heads=st.lists(
+        st.tuples(
+            st.sampled_from([b"", b"q", b"q=1"]),
+            st.sampled_from([b"1", b"12", b"0012", b"", b"1x", b"1, 1", b"9" * 16, b"\xb2", b"12\r\nX: y", b"+1"]),
+            st.sampled_from([b"k", b"k2", b"k\r\nContent-Length: 3", b"k\r\nTransfer-Encoding: chunked"]),
+        ),
+        max_size=6,
+    )
+)
+def test_recognising_never_changes_the_verdict(heads: list[tuple[bytes, bytes, bytes]]) -> None:
+    reader = HeadReader(100)
+    for parts in heads:
+        data = HEAD % parts
+        try:
+            expected: object = parse_request_head(data, 100)
+        except HttpRejected as error:
+            expected = error.status, str(error)
+        try:
+            found: object = reader.read(data)
+        except HttpRejected as error:
+            found = error.status, str(error)
+        assert found == expected

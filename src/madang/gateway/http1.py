@@ -19,10 +19,10 @@ from madang.gateway.exchange import JSON_TYPE, Exchange, retry_after_line
 from madang.wire.http1 import (
     HEAD_END,
     ChunkedDecoder,
+    HeadReader,
     HttpRejected,
     RequestHead,
     check_partial_head,
-    parse_request_head,
 )
 from madang.wire.openai_errors import ApiError, ErrorCode, encode_error
 
@@ -61,6 +61,7 @@ class ServerConnection(asyncio.Protocol):
         "_decoder",
         "_empty_lines",
         "_exchange",
+        "_heads",
         "_is_advancing",
         "_is_head_begun",
         "_is_read_paused",
@@ -83,6 +84,7 @@ class ServerConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._is_head_begun = self._is_advancing = self._is_read_paused = self._is_write_paused = False
         self._deadline = Deadline(port.loop)
+        self._heads = HeadReader(port.limits.headers_max)
         self._transport: asyncio.Transport
 
     # --- the loop's side
@@ -187,7 +189,7 @@ class ServerConnection(asyncio.Protocol):
             self._buffer = buffer[end + 4 :]
             self._scanned = self._empty_lines = 0
             self._is_head_begun = False
-            return parse_request_head(buffer[: end + 4], limits.headers_max)
+            return self._heads.read(buffer[: end + 4])
         if len(buffer) > limits.head_bytes_max:
             raise HttpRejected(431, f"the request's head is over {limits.head_bytes_max} bytes")
         check_partial_head(buffer, self._scanned)

@@ -22,6 +22,8 @@ SUSPECT_S = 2.0
 """How long a replica or peer that just failed stands behind the others; about an engine's restart."""
 SUSPECTS_MAX = 1024
 LOG_RETRY_S = 2.0
+_ID_BYTES, _IDS_PER_DRAW = 10, 64
+"""Chance in a request id, and how many are drawn from the system at once: a draw costs as much as an id."""
 START_RETRY_S = 1.0
 
 
@@ -86,13 +88,17 @@ class Relay:
         self.usage = usage
         self.meter = meter
         self._log = log
+        self._chance = b""
         self.suspects = Suspects(loop)
         self.site = SiteId(settings.site)
         self.limits = TimeLimits(settings.first_byte_timeout_s, settings.stall_timeout_s)
 
     def new_request_id(self) -> RequestId:
         """Return a fresh request id that names this site as the entry."""
-        return make_request_id(self.site, int(self.clock.wall_s() * 1000), self.entropy.token_bytes(10))
+        if not self._chance:
+            self._chance = self.entropy.token_bytes(_ID_BYTES * _IDS_PER_DRAW)
+        drawn, self._chance = self._chance[:_ID_BYTES], self._chance[_ID_BYTES:]
+        return make_request_id(self.site, int(self.clock.wall_s() * 1000), drawn)
 
     def desired(self) -> Desired:
         """Return the newest snapshot; raises ApiError 503 before the first one."""

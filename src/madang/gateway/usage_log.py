@@ -27,7 +27,7 @@ from madang.wire.usage_log import MAGIC, encode_record
 
 SEGMENT_BYTES_MAX = 16 * 1024 * 1024
 RECORDS_WAITING_MAX = 16_384
-COMMIT_GAP_S = 0.002
+COMMIT_GAP_S = 0.004
 """Least time from the beginning of one commit to that of the next. Each costs some 100 us of CPU, most of it for two
 changes of thread; without the gap it was a quarter of a request's whole cost at 64 connections."""
 RETRY_PERIOD_S = 1.0

@@ -5,6 +5,7 @@ nothing that a second parser might read differently gets past it: a request whos
 never guessed. Refuses to know sockets, limits in time and what a request means. The gateway's listeners call it.
 """
 
+import hashlib
 import re
 from typing import NoReturn
 
@@ -24,7 +25,9 @@ _HEAD = re.compile(
 )
 _FIELD = re.compile(rb"(" + _TOKEN + rb"+):[ \t]*([^\r]*)\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n|\r[^\n]")
-_LENGTH = re.compile(rb"[0-9]{1,15}\Z")
+LENGTH_DIGITS_MAX = 15
+_LENGTH = re.compile(rb"[0-9]{1,%d}\Z" % LENGTH_DIGITS_MAX)
+_LENGTH_FIELD = re.compile(rb"(?i:\r\ncontent-length):[ \t]*([0-9]+)[ \t]*\r\n")
 _TARGET = re.compile(rb"(?:https?://[^/?]+)?(/[^?]*)?(\?.*)?\Z", re.IGNORECASE)
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
 _TRAILER = re.compile(_FIELD_LINE)
@@ -61,7 +64,8 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
         method: as sent; methods are case-sensitive.
         path: of the target, without its query, as sent.
         query: of the target, with its question mark; empty without one.
-        fields: lower-case names; repeated fields joined by `, `; those that `Connection` nominates are gone.
+        fields: lower-case names; repeated fields joined by `, `; those that `Connection` nominates are gone, and so is
+            Content-Length, which `content_length` tells.
         content_length: 0 without a body; meaningless when `is_chunked`.
         is_http10: the peer speaks HTTP/1.0: no chunks towards it.
         is_continue_expected: it waits for `100 Continue` before sending its body.
@@ -165,7 +169,7 @@ def _connection_options(fields: dict[bytes, bytes]) -> tuple[bytes, ...]:
 
 def _framing(fields: dict[bytes, bytes], is_http10: bool) -> tuple[int, bool]:
     """Return the body's length and whether it is chunked (RFC 9112 section 6.3, its strict reading)."""
-    length, coding = fields.get(b"content-length"), fields.get(b"transfer-encoding")
+    length, coding = fields.pop(b"content-length", None), fields.get(b"transfer-encoding")
     if coding is not None:
         if length is not None:
             raise HttpRejected(400, "the request has both Content-Length and Transfer-Encoding")
@@ -206,6 +210,63 @@ def _explain(head: bytes) -> NoReturn:
         if not _TRAILER.fullmatch(line + b"\r\n"):
             raise HttpRejected(400, "a header field has a character that fields may not have")
     raise HttpRejected(400, "the request's head is malformed")
+
+
+class HeadReader:
+    """Reads the heads of one connection; a head like the one before is recognised instead of parsed.
+
+    Clients that keep a connection send the same head again and again but for the body's length. What was accepted
+    once is accepted again when every byte but those digits is the same. Of the head before only a digest is kept,
+    since heads carry keys.
+    """
+
+    __slots__ = ("_after", "_before", "_digest", "_head", "_headers_max")
+
+    def __init__(self, headers_max: int) -> None:
+        self._headers_max = headers_max
+        self._head: RequestHead | None = None
+        self._digest = b""
+        # Bytes before and after the digits of the length.
+        self._before = self._after = 0
+
+    def read(self, data: bytes) -> RequestHead:
+        """Return the head in `data`, as parse_request_head does and with its errors."""
+        known = self._head
+        if known is not None:
+            before, end = self._before, len(data) - self._after
+            digits = data[before:end]
+            if (
+                digits.isdigit()
+                and len(digits) <= LENGTH_DIGITS_MAX
+                and _digest(data[:before], data[end:]) == self._digest
+            ):
+                return known if int(digits) == known.content_length else _with_length(known, int(digits))
+        self._head = None
+        head = parse_request_head(data, self._headers_max)
+        match = None if head.is_chunked else _LENGTH_FIELD.search(data)
+        if match is not None:
+            self._before, self._after = match.start(1), len(data) - match.end(1)
+            self._digest = _digest(data[: match.start(1)], data[match.end(1) :])
+            self._head = head
+        return head
+
+
+def _digest(before: bytes, after: bytes) -> bytes:
+    # The length of the first part makes the two parts one unambiguous text.
+    return hashlib.sha256(b"%d:%b%b" % (len(before), before, after)).digest()
+
+
+def _with_length(head: RequestHead, content_length: int) -> RequestHead:
+    return RequestHead(
+        method=head.method,
+        path=head.path,
+        query=head.query,
+        fields=head.fields,
+        content_length=content_length,
+        is_http10=head.is_http10,
+        is_keep_alive=head.is_keep_alive,
+        is_continue_expected=head.is_continue_expected,
+    )
 
 
 class ChunkedDecoder:
