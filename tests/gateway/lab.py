@@ -151,7 +151,9 @@ class LabSite:
     def fact(self) -> Site:
         return Site(name=SiteId(self.name), region=self.region, tenant_url=self.url, is_entry_only=self.is_entry_only)
 
-    def add_replica(self, engine: FakeEngine, service: str = CHAT, slots: int = 4) -> LocalReplica:
+    def add_replica(
+        self, engine: FakeEngine, service: str = CHAT, slots: int = 4, features: tuple[str, ...] = ()
+    ) -> LocalReplica:
         replica = LocalReplica(
             replica_id=f"{self.name}-{service}-{len(self.replicas)}",
             service=service,
@@ -161,6 +163,7 @@ class LabSite:
             chip_kind="cpu",
             slots=slots,
             slot=len(self.replicas),
+            features=features,
         )
         self.replicas.append(replica)
         return replica

@@ -331,7 +331,7 @@ def test_bad_json_and_names(site: LabSite) -> None:
             "model",
         ),
         (
-            json.dumps({"model": CHAT, "messages": [{"role": "user", "content": "x"}], "n": 2}).encode(),
+            json.dumps({"model": CHAT, "messages": [{"role": "user", "content": "x"}], "n": 9}).encode(),
             400,
             "unsupported",
             "n",

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from madang.core import Clock, KeyId, Rejected, SiteId, TenantId, ns_to_s
 from madang.gateway.target import Target, parse_target
-from madang.model import ApiKey, CatalogEntry, ReplicaPhase, Service, Site, Task, Tenant
+from madang.model import ApiKey, CatalogEntry, EngineFeature, ReplicaPhase, Service, Site, Task, Tenant
 from madang.policy.routing import PeerChoice
 from madang.runtime.telemetry import EventLog
 from madang.wire.bus import ServiceLoad
@@ -69,10 +69,16 @@ class LivePeer(NamedTuple):
 
 
 class LiveReplica(NamedTuple):
-    """A replica whose address was understood."""
+    """A replica whose address was understood, and what of its features is asked for with each request."""
 
     replica: LocalReplica
     target: Target
+    has_unstreamed_abort: bool = False
+
+
+def make_live_replica(replica: LocalReplica, target: Target) -> LiveReplica:
+    """Return a replica with its features looked up."""
+    return LiveReplica(replica, target, EngineFeature.UNSTREAMED_ABORT in replica.features)
 
 
 class Live:
@@ -89,6 +95,7 @@ class Live:
         self.written_ns = live.written_ns
         self.admission_closed_reason = live.admission_closed_reason
         self.replicas: dict[str, tuple[LiveReplica, ...]] = {}
+        self.replicas_by_id: dict[str, LiveReplica] = {}
         self.peers: dict[SiteId, LivePeer] = {}
         self.sessions: dict[str, tuple[SiteId, PeerSession]] = {}
         self.choices: dict[str, tuple[PeerChoice, ...]] = {}
@@ -96,7 +103,8 @@ class Live:
             target = _target(replica.endpoint)
             if replica.phase is ReplicaPhase.READY and target is not None:
                 known = self.replicas.get(replica.service, ())
-                self.replicas[replica.service] = (*known, LiveReplica(replica, target))
+                self.replicas_by_id[replica.replica_id] = made = make_live_replica(replica, target)
+                self.replicas[replica.service] = (*known, made)
         for peer in live.peers:
             target = _target(peer.url)
             if target is None:

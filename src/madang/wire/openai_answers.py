@@ -329,6 +329,58 @@ class _Assembly:
         return {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": self._finish_reason}
 
 
+class _WholeAnswer(msgspec.Struct):
+    """What is kept of an engine's whole answer; the choices pass through unread."""
+
+    choices: msgspec.Raw
+    usage: _Usage | None = None
+    created: int = 0
+    error: Any = None
+
+
+_whole_decoder = msgspec.json.Decoder(_WholeAnswer)
+_choices_decoder = msgspec.json.Decoder(list[_Choice])
+
+
+class _OurAnswer(msgspec.Struct, frozen=True):
+    """A whole answer as a client gets it; fields in the order in which OpenAI writes them."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: msgspec.Raw
+    usage: dict[str, int]
+
+
+def rewrite_answer(request: ApiRequest, request_id: RequestId, body: bytes) -> tuple[bytes, TokenCount]:
+    """Return an engine's whole answer under our names, and its cost; raises EngineFailed when it is none."""
+    try:
+        answer = _whole_decoder.decode(body)
+        choices = _choices_decoder.decode(answer.choices)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise EngineFailed(f"the engine sent an answer that is none: {error}") from error
+    if answer.error or not choices:
+        raise EngineFailed(f"the engine reported: {_error_text(answer.error)}")
+    count = TokenCount(max(1, request.prompt_bytes // 4), len(answer.choices) // 4, True)
+    if answer.usage is not None:
+        count = TokenCount(answer.usage.prompt_tokens, answer.usage.completion_tokens, False)
+    is_chat = request.endpoint is Endpoint.CHAT
+    ours = _OurAnswer(
+        answer_id(request.endpoint, request_id),
+        "chat.completion" if is_chat else "text_completion",
+        answer.created,
+        request.service,
+        answer.choices,
+        {
+            "prompt_tokens": count.prompt_tokens,
+            "completion_tokens": count.completion_tokens,
+            "total_tokens": count.prompt_tokens + count.completion_tokens,
+        },
+    )
+    return _encoder.encode(ours), count
+
+
 class _Embedding(msgspec.Struct):
     embedding: list[float]
     index: int = 0

@@ -21,6 +21,8 @@ _READERS: dict[Endpoint, Callable[[bytes, bytes], ApiRequest]] = {
 
 def read_request(endpoint: Endpoint, body: bytes, head: RequestHead) -> ApiRequest:
     """Return the request in `body`; raises ApiError naming the parameter at fault. Linear in the body."""
+    if endpoint is Endpoint.CHAT:
+        return read_plain_chat(body) or parse_request(endpoint, body)
     reader = _READERS.get(endpoint)
     if reader is None:
         return parse_request(endpoint, body)
