@@ -289,3 +289,32 @@ def test_what_an_engine_complains_of() -> None:
     assert len(engine_complaint(json.dumps({"error": {"message": "x" * 5000}}).encode())) == 1000
     assert json.loads(stream_error("a\nb"))["error"]["code"] == "upstream_failed"
     assert b"\n" not in stream_error("a\nb")
+
+
+@given(
+    texts=st.lists(
+        st.one_of(st.text(max_size=6), st.sampled_from(['"', "\\", 'a\\"', "\n", "data: ", ""])), max_size=8
+    ),
+    is_stream=st.booleans(),
+    raw=st.lists(st.sampled_from([b'"', b"\\", b"\n", b"\n\n", b"data: ", b"x"]), max_size=3),
+)
+def test_a_block_is_its_events(texts: list[str], is_stream: bool, raw: list[bytes]) -> None:
+    """Taken together or one by one, the client gets the same, and broken text is never let through as a block."""
+    one, block = AnswerStream(request(stream=is_stream), RID), AnswerStream(request(stream=is_stream), RID)
+    for stream in (one, block):
+        stream.take(event({"content": "처음"}))
+    payloads = [event({"content": text}) for text in texts]
+    apart = [one.take(payload) for payload in payloads]
+    whole = b"".join(b"data: " + payload + b"\n\n" for payload in payloads)
+    together = block.take_block(whole)
+    if together is None:
+        assert not texts or "" in texts, "only what holds no text, or empty text, is read one by one"
+    else:
+        assert together == b"".join(b"data: " + piece + b"\n\n" for piece in apart if piece is not None)
+        assert block.count() == one.count()
+        assert block.assemble(1) == one.assemble(1)
+    if raw and texts:
+        broken = whole[:-20] + b"".join(raw) + whole[-20:]
+        if block.take_block(broken) is not None:
+            for payload in broken.removesuffix(b"\n\n").removeprefix(b"data: ").split(b"\n\ndata: "):
+                json.loads(payload)

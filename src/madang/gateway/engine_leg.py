@@ -28,7 +28,7 @@ from madang.wire.openai_answers import (
     stream_error,
 )
 from madang.wire.openai_errors import ApiError, ErrorCode
-from madang.wire.sse import DONE_EVENT, SseSplitter, encode_event
+from madang.wire.sse import DONE_EVENT, SseSplitter, encode_event, split_payloads
 
 if TYPE_CHECKING:
     from madang.gateway.journey import Journey
@@ -199,17 +199,22 @@ class GenerationLeg(EngineLeg):
         pieces: list[bytes] = []
         trouble = ""
         try:
-            for payload in self._splitter.feed(data):
-                piece = stream.take(payload)
-                self._has_first = True
-                if piece is not None:
-                    pieces += (b"data: ", piece, b"\n\n")
+            events = self._splitter.cut(data)
+            block = stream.take_block(events)
+            if block is not None:
+                pieces.append(block)
+            else:
+                for payload in split_payloads(events):
+                    piece = stream.take(payload)
+                    self._has_first = True
+                    if piece is not None:
+                        pieces += (b"data: ", piece, b"\n\n")
         except (EngineFailed, Rejected) as error:
             trouble = error.message
         if self._first_token_ns is None and stream.has_token:
             self._first_token_ns = self._relay.clock.monotonic_ns()
-        if pieces:
-            self._pass_on(b"".join(pieces))
+        if pieces and (data := b"".join(pieces)):
+            self._pass_on(data)
         if trouble:
             self._on_broken(AttemptFailure.PROTOCOL, trouble)
         elif stream.is_done:

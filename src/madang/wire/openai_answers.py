@@ -8,7 +8,7 @@ EngineFailed. Bounded: an assembled answer holds at most ANSWER_BYTES_MAX of tex
 import base64
 import re
 import struct
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 
@@ -93,13 +93,40 @@ _TEXT_MEMBER = {
 }
 
 
-class _Template(NamedTuple):
-    """What the events of a stream have in common around their text, as the engine writes it and as we do."""
+# Texts of several events with line ends between them: none empty, none ending inside an escape.
+_TEXTS = re.compile(
+    rb'(?:(?=[^\n])[^"\\\n\r]*+(?:\\[^\n\r][^"\\\n\r]*+)*+\n)*+(?=[^\n])[^"\\\n\r]*+(?:\\[^\n\r][^"\\\n\r]*+)*+'
+)
 
-    head: bytes
-    tail: bytes
-    our_head: bytes
-    our_tail: bytes
+
+class _Template:
+    """What the events of a stream have in common around their text, as the engine writes it and as we do.
+
+    Attributes:
+        head, tail: of a payload.
+        first, between, last: what stands before, between and after the texts of events that follow each other.
+    """
+
+    __slots__ = (
+        "between",
+        "first",
+        "head",
+        "last",
+        "our_between",
+        "our_first",
+        "our_head",
+        "our_last",
+        "our_tail",
+        "tail",
+    )
+
+    def __init__(self, head: bytes, tail: bytes, our_head: bytes, our_tail: bytes) -> None:
+        self.head, self.tail = head, tail
+        self.our_head, self.our_tail = our_head, our_tail
+        self.first, self.last = b"data: " + head, tail + b"\n\n"
+        self.between = self.last + self.first
+        self.our_first, self.our_last = b"data: " + our_head, our_tail + b"\n\n"
+        self.our_between = self.our_last + self.our_first
 
 
 class AnswerStream:
@@ -140,6 +167,24 @@ class AnswerStream:
             self.is_done = True
             return None
         return self._read(payload)
+
+    def take_block(self, data: bytes) -> bytes | None:
+        """Take whole events at once, when `data` is nothing but events that differ only in their text.
+
+        Returns what a streaming client gets for them, nothing for another, and None when `data` is anything else and
+        nothing was taken. Costs about a tenth of taking each event.
+        """
+        template = self._template
+        if template is None or not (data.startswith(template.first) and data.endswith(template.last)):
+            return None
+        texts = data[len(template.first) : -len(template.last)].split(template.between)
+        if _TEXTS.fullmatch(b"\n".join(texts)) is None:
+            return None
+        self._chunks += len(texts)
+        if self._assembly is None:
+            return template.our_first + template.our_between.join(texts) + template.our_last
+        self._assembly.add_text(b"".join(texts))
+        return b""
 
     def _read(self, payload: bytes) -> bytes | None:
         """Take an event by parsing it."""

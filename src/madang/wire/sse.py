@@ -23,10 +23,14 @@ class SseSplitter:
         return bool(self._held)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return the payloads of the events that `data` completes, in order.
+        """Return the payloads of the events that `data` completes, in order; raises as `cut` does."""
+        return split_payloads(self.cut(data))
 
-        Comments and fields other than `data` are dropped, except `error`, the name under which some engines send
-        a payload that reports a failure. Raises Rejected when an event is too long.
+    def cut(self, data: bytes) -> bytes:
+        """Return the events that `data` completes, every line end a single LF; the rest is held back.
+
+        Raises:
+            Rejected: an event is too long.
         """
         if self._held:
             data = self._held + data
@@ -36,17 +40,29 @@ class SseSplitter:
             if data.endswith(b"\r"):
                 data, tail = data[:-1], b"\r"
             data = data.replace(b"\r\n", b"\n")
-        *events, rest = data.split(b"\n\n")
-        self._held = rest + tail
+        if not tail and data.endswith(b"\n\n"):
+            self._held = b""
+            return data
+        end = data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0
+        self._held = data[end:] + tail
         if len(self._held) > EVENT_BYTES_MAX:
             raise Rejected(f"the engine's stream has an event over {EVENT_BYTES_MAX} bytes")
-        payloads = []
-        for event in events:
-            if event.startswith(b"data: ") and b"\n" not in event:
-                payloads.append(event[6:])
-            elif (payload := _payload(event)) is not None:
-                payloads.append(payload)
-        return payloads
+        return data[:end]
+
+
+def split_payloads(events: bytes) -> list[bytes]:
+    """Return the payloads of whole events, in order.
+
+    Comments and fields other than `data` are dropped, except `error`, the name under which some engines send a
+    payload that reports a failure.
+    """
+    payloads = []
+    for event in events.split(b"\n\n"):
+        if event.startswith(b"data: ") and b"\n" not in event:
+            payloads.append(event[6:])
+        elif event and (payload := _payload(event)) is not None:
+            payloads.append(payload)
+    return payloads
 
 
 def _payload(event: bytes) -> bytes | None:
