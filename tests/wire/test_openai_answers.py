@@ -20,6 +20,7 @@ from madang.wire.openai_answers import (
     rewrite_embeddings,
     stream_error,
 )
+from madang.wire.sse import SseSplitter, split_payloads
 
 RID = RequestId("daegu-" + "0" * 32)
 
@@ -297,24 +298,26 @@ def test_what_an_engine_complains_of() -> None:
     ),
     is_stream=st.booleans(),
     raw=st.lists(st.sampled_from([b'"', b"\\", b"\n", b"\n\n", b"data: ", b"x"]), max_size=3),
+    at=st.integers(0, 400),
 )
-def test_a_block_is_its_events(texts: list[str], is_stream: bool, raw: list[bytes]) -> None:
-    """Taken together or one by one, the client gets the same, and broken text is never let through as a block."""
-    one, block = AnswerStream(request(stream=is_stream), RID), AnswerStream(request(stream=is_stream), RID)
-    for stream in (one, block):
-        stream.take(event({"content": "처음"}))
-    payloads = [event({"content": text}) for text in texts]
-    apart = [one.take(payload) for payload in payloads]
+def test_a_run_of_events_is_its_events(texts: list[str], is_stream: bool, raw: list[bytes], at: int) -> None:
+    """Taken together or one by one, a client gets the same and a broken event fails the same."""
+    payloads = [event({"content": text}) for text in ["처음", *texts, "끝"]] + [event({}, finish="stop"), b"[DONE]"]
     whole = b"".join(b"data: " + payload + b"\n\n" for payload in payloads)
-    together = block.take_block(whole)
-    if together is None:
-        assert not texts or "" in texts, "only what holds no text, or empty text, is read one by one"
-    else:
-        assert together == b"".join(b"data: " + piece + b"\n\n" for piece in apart if piece is not None)
-        assert block.count() == one.count()
-        assert block.assemble(1) == one.assemble(1)
-    if raw and texts:
-        broken = whole[:-20] + b"".join(raw) + whole[-20:]
-        if block.take_block(broken) is not None:
-            for payload in broken.removesuffix(b"\n\n").removeprefix(b"data: ").split(b"\n\ndata: "):
-                json.loads(payload)
+    whole = whole[:at] + b"".join(raw) + whole[at:]
+    results = []
+    for is_together in (True, False):
+        stream = AnswerStream(request(stream=is_stream), RID)
+        events, out = SseSplitter().cut(whole), list[bytes]()
+        try:
+            if is_together:
+                stream.take_events(events, out)
+            else:
+                for payload in split_payloads(events):
+                    piece = stream.take(payload)
+                    out += [] if piece is None else [b"data: " + piece + b"\n\n"]
+            end: bytes | str = stream.assemble(1)
+        except EngineFailed as error:
+            end = error.message
+        results.append((b"".join(out), stream.count(), end))
+    assert results[0] == results[1]

@@ -28,7 +28,7 @@ from madang.wire.openai_answers import (
     stream_error,
 )
 from madang.wire.openai_errors import ApiError, ErrorCode
-from madang.wire.sse import DONE_EVENT, SseSplitter, encode_event, split_payloads
+from madang.wire.sse import DONE_EVENT, SseSplitter, encode_event
 
 if TYPE_CHECKING:
     from madang.gateway.journey import Journey
@@ -179,7 +179,7 @@ class EngineLeg:
 class GenerationLeg(EngineLeg):
     """An attempt at text: the engine streams, the client gets a stream or one object."""
 
-    __slots__ = ("_answer", "_first_token_ns", "_has_first", "_splitter", "_stream")
+    __slots__ = ("_answer", "_first_token_ns", "_splitter", "_stream")
 
     def __init__(self, journey: "Journey", replica: LiveReplica) -> None:
         super().__init__(journey, replica)
@@ -187,7 +187,6 @@ class GenerationLeg(EngineLeg):
         self._stream = AnswerStream(journey.request, journey.errand.request_id)
         self._splitter = SseSplitter()
         self._answer = b""
-        self._has_first = False
         self._first_token_ns: int | None = None
 
     def _on_accepted(self, fields: dict[bytes, bytes]) -> None:
@@ -199,22 +198,13 @@ class GenerationLeg(EngineLeg):
         pieces: list[bytes] = []
         trouble = ""
         try:
-            events = self._splitter.cut(data)
-            block = stream.take_block(events)
-            if block is not None:
-                pieces.append(block)
-            else:
-                for payload in split_payloads(events):
-                    piece = stream.take(payload)
-                    self._has_first = True
-                    if piece is not None:
-                        pieces += (b"data: ", piece, b"\n\n")
+            stream.take_events(self._splitter.cut(data), pieces)
         except (EngineFailed, Rejected) as error:
             trouble = error.message
         if self._first_token_ns is None and stream.has_token:
             self._first_token_ns = self._relay.clock.monotonic_ns()
-        if pieces and (data := b"".join(pieces)):
-            self._pass_on(data)
+        if pieces:
+            self._pass_on(b"".join(pieces))
         if trouble:
             self._on_broken(AttemptFailure.PROTOCOL, trouble)
         elif stream.is_done:
@@ -237,7 +227,7 @@ class GenerationLeg(EngineLeg):
             self._on_broken(AttemptFailure.CLOSED, "the engine's stream ended early")
 
     def _on_broken(self, failure: AttemptFailure, reason: str) -> None:
-        if not self._has_first:
+        if not self._stream.has_begun:
             self._fail(failure, reason)
             return
         self._stop()

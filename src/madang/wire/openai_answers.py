@@ -15,7 +15,7 @@ import msgspec
 from madang.core import RequestId, Unavailable
 from madang.wire.openai import ApiRequest, Endpoint, answer_id
 from madang.wire.openai_errors import ErrorCode
-from madang.wire.sse import DONE
+from madang.wire.sse import DONE, sse_payload
 
 ANSWER_BYTES_MAX = 16 * 1024 * 1024
 LOGPROB_BYTES = 1024
@@ -132,15 +132,16 @@ class _Template:
 class AnswerStream:
     """Follows a generation's events, whichever way the client wants its answer.
 
-    `take` is called once for each payload and returns what a streaming client gets for it, or None. Milestones for
-    the caller: `has_token` (a token that is not empty came), `is_finished` (a reason to finish came), `is_done` (the
-    engine said `[DONE]`).
+    `take` is called once for each payload and returns what a streaming client gets for it, or None; `take_events` does
+    so for many at once. Milestones for the caller: `has_begun` (an event was understood), `has_token` (a token that is
+    not empty came), `is_finished` (a reason to finish came), `is_done` (the engine said `[DONE]`).
 
     Most events differ only in their text. What stands around it is learnt from one event, and the next one of the
     same shape is recognised by comparing bytes: no JSON is parsed between the first token and the last.
     """
 
     def __init__(self, request: ApiRequest, request_id: RequestId) -> None:
+        self.has_begun = False
         self.has_token = False
         self.is_done = False
         self.is_finished = False
@@ -164,27 +165,54 @@ class AnswerStream:
                 self._assembly.add_text(body)
                 return None
         if payload == DONE:
-            self.is_done = True
+            self.has_begun = self.is_done = True
             return None
         return self._read(payload)
 
-    def take_block(self, data: bytes) -> bytes | None:
-        """Take whole events at once, when `data` is nothing but events that differ only in their text.
+    def take_events(self, events: bytes, out: list[bytes]) -> None:
+        """Take whole events and add to `out` what a streaming client gets for them.
 
-        Returns what a streaming client gets for them, nothing for another, and None when `data` is anything else and
-        nothing was taken. Costs about a tenth of taking each event.
+        Events in a row that differ only in their text are taken at once, at about a tenth of the cost.
+
+        Args:
+            events: as `SseSplitter.cut` returns them.
+            out: holds what came before a failure, when one is raised.
+
+        Raises:
+            EngineFailed: the engine reported a failure or sent what is no answer.
         """
-        template = self._template
-        if template is None or not (data.startswith(template.first) and data.endswith(template.last)):
-            return None
-        texts = data[len(template.first) : -len(template.last)].split(template.between)
+        at = 0
+        while at < len(events):
+            template = self._template
+            if template is not None and events.startswith(template.first, at):
+                end = self._take_run(template, events, at, out)
+                if end > at:
+                    at = end
+                    continue
+            end = events.find(b"\n\n", at) + 2
+            payload = sse_payload(events[at : end - 2])
+            at = end
+            if payload is not None:
+                piece = self.take(payload)
+                if piece is not None:
+                    out += (b"data: ", piece, b"\n\n")
+
+    def _take_run(self, template: "_Template", events: bytes, at: int, out: list[bytes]) -> int:
+        """Take the events from `at` on that match; return where the others begin, or `at` when nothing was taken."""
+        texts = events[at + len(template.first) :].split(template.between)
+        last = texts[-1].find(template.last)
+        if last < 0:
+            return at
+        rest = len(texts[-1]) - last - len(template.last)
+        texts[-1] = texts[-1][:last]
         if _TEXTS.fullmatch(b"\n".join(texts)) is None:
-            return None
+            return at
         self._chunks += len(texts)
         if self._assembly is None:
-            return template.our_first + template.our_between.join(texts) + template.our_last
-        self._assembly.add_text(b"".join(texts))
-        return b""
+            out += (template.our_first, template.our_between.join(texts), template.our_last)
+        else:
+            self._assembly.add_text(b"".join(texts))
+        return len(events) - rest
 
     def _read(self, payload: bytes) -> bytes | None:
         """Take an event by parsing it."""
@@ -194,6 +222,7 @@ class AnswerStream:
             raise EngineFailed(f"the engine sent an event that is none: {error}") from error
         if event.error:
             raise EngineFailed(f"the engine reported: {_error_text(event.error)}")
+        self.has_begun = True
         if event.choices:
             self._follow(event.choices[0])
         if event.usage is not None:

@@ -56,13 +56,15 @@ def split_payloads(events: bytes) -> list[bytes]:
     Comments and fields other than `data` are dropped, except `error`, the name under which some engines send a
     payload that reports a failure.
     """
-    payloads = []
-    for event in events.split(b"\n\n"):
-        if event.startswith(b"data: ") and b"\n" not in event:
-            payloads.append(event[6:])
-        elif event and (payload := _payload(event)) is not None:
-            payloads.append(payload)
-    return payloads
+    payloads = (sse_payload(event) for event in events.split(b"\n\n") if event)
+    return [payload for payload in payloads if payload is not None]
+
+
+def sse_payload(event: bytes) -> bytes | None:
+    """Return the payload of one event, without its line ends, or None when it has none."""
+    if event.startswith(b"data: ") and b"\n" not in event:
+        return event[6:]
+    return _payload(event)
 
 
 def _payload(event: bytes) -> bytes | None:
