@@ -5,7 +5,7 @@ import os
 import pytest
 
 from madang.core import ChipId, ReplicaId, ServiceName
-from madang.federation.catalog import CHAT_MODEL, EMBEDDING_MODEL, builtin_catalog, find_entry
+from madang.federation.catalog import CHAT_MODEL, EMBEDDING_MODEL, SPEECH_MODEL, builtin_catalog, find_entry
 from madang.model import ReplicaSpec
 from madang.node.cache import ArtifactCache, default_cache_dir
 
@@ -25,6 +25,7 @@ def replica_of(model):
 
 
 CHAT = replica_of(CHAT_MODEL)
+SPEECH = replica_of(SPEECH_MODEL)
 EMBEDDING = replica_of(EMBEDDING_MODEL)
 
 

@@ -1,13 +1,15 @@
 """Every engine and every twin keeps the engine contract, as real processes."""
 
 import contextlib
+import json
 
 import pytest
-from tests.engine.engine_replicas import CHAT, EMBEDDING, weights_of
+from tests.engine.engine_replicas import CHAT, EMBEDDING, SPEECH, weights_of
 
 from madang.engine.contract import Verdict
 from madang.engine.embed import driver as embed
 from madang.engine.llama_cpp import driver as llama_cpp
+from madang.engine.whisper import driver as whisper
 from madang.testing.engine_contract import EngineDriverContract, run_engine
 
 CHAT_BODIES = {
@@ -15,6 +17,7 @@ CHAT_BODIES = {
     "/v1/completions": {"prompt": "대한민국의 수도는", "max_tokens": 4},
 }
 EMBED_BODIES = {"/v1/embeddings": {"input": ["서버실 온도가 높습니다", "query: 온도"], "model": "x"}}
+SPEECH_BODIES = {"/v1/audio/transcriptions": {"model": "x", "audio": bytes(64_000)}}
 
 pytestmark = pytest.mark.peer
 
@@ -55,6 +58,27 @@ class TestEmbedTwin(EngineDriverContract):
     spec = EMBEDDING
     is_simulated = True
     bodies = EMBED_BODIES
+
+
+class TestWhisperTwin(EngineDriverContract):
+    driver = whisper.WhisperDriver(whisper.TWIN_PROGRAM)
+    spec = SPEECH
+    is_simulated = True
+    bodies = SPEECH_BODIES
+
+    def content(self, body):
+        return {"data": {"model": body["model"]}, "files": {"file": ("a.wav", body["audio"])}}
+
+    def check_usage(self, usage):
+        assert usage == {"type": "duration", "seconds": 2}
+
+    def test_a_stream_says_the_same_as_the_whole(self, engine):
+        sound = {"file": ("a.wav", bytes(64_000))}
+        whole = engine.client.post("/v1/audio/transcriptions", data={"model": "x"}, files=sound).json()["text"]
+        streamed = engine.client.post("/v1/audio/transcriptions", data={"model": "x", "stream": "true"}, files=sound)
+        events = [json.loads(line.removeprefix("data: ")) for line in streamed.text.split("\n\n") if line]
+        assert "".join(event["delta"] for event in events[:-1]).strip() == events[-1]["text"] == whole
+        assert events[-1]["duration_s"] == 2.0
 
 
 @pytest.mark.model

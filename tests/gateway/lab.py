@@ -205,10 +205,7 @@ class LabSite:
                 for tenant in lab.tenants
             ),
             services=tuple(lab.services),
-            models=(
-                CatalogEntry(name="chat-model", task=Task.CHAT, title="t", licence="l"),
-                CatalogEntry(name="embed-model", task=Task.EMBEDDING, title="t", licence="l"),
-            ),
+            models=tuple(lab.models),
         )
         replace_file(self.feed_dir / SNAPSHOT_FILE, encode_feed(snapshot))
         live = GatewayLive(
@@ -324,6 +321,10 @@ class Lab:
         self.services = [
             Service(name=ServiceName(CHAT), model="chat-model"),
             Service(name=ServiceName(EMBED), model="embed-model"),
+        ]
+        self.models = [
+            CatalogEntry(name="chat-model", task=Task.CHAT, title="t", licence="l"),
+            CatalogEntry(name="embed-model", task=Task.EMBEDDING, title="t", licence="l"),
         ]
         self.engines: list[FakeEngine] = []
         self._ready = threading.Event()

@@ -157,11 +157,11 @@ class Twin:
         return not request.is_gone()
 
 
-async def run_twin(twin: Twin, host: str, port: int) -> int:
+async def run_twin(twin: Twin, host: str, port: int, limits: Limits | None = None) -> int:
     """Serve until SIGTERM, or until the twin is told to die while loading; return the exit code."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    server = HttpHost(twin.handle, Limits())
+    server = HttpHost(twin.handle, limits)
     await server.start(host, port)
     if twin.behaviour.exit_on_load is not None:
         await asyncio.sleep(twin.behaviour.load_s)

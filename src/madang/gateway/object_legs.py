@@ -15,7 +15,6 @@ from madang.gateway.relay import log_error
 from madang.model import Outcome
 from madang.wire.openai import ApiRequest, Endpoint
 from madang.wire.openai_answers import ANSWER_BYTES_MAX, EngineFailed, TokenCount, stream_error
-from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.rerank import RerankForm, embedding_body, rank
 from madang.wire.sse import SseSplitter, encode_event
 from madang.wire.transcription import TranscriptStream, engine_form, word_transcript
@@ -154,9 +153,7 @@ class TranscriptStreamLeg(TranscriptionLeg):
 
     def _on_accepted(self, fields: dict[bytes, bytes]) -> None:
         if not fields.get(b"content-type", b"").startswith(b"text/event-stream"):
-            message = "'stream': the engine of this model gives transcripts only whole"
-            self._stop()
-            self._journey.answer_error(ApiError(ErrorCode.UNSUPPORTED, message, param="stream"))
+            self._fail(AttemptFailure.PROTOCOL, "the engine's answer is no event stream")
 
     def _on_piece(self, data: bytes) -> None:
         stream, trouble = self._stream, ""

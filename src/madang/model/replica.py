@@ -38,6 +38,8 @@ class EngineFeature(StrEnum):
     """Says how likely each token was."""
     QUERY_PASSAGE = "query_passage"
     """Reads `query: ` and `passage: ` before a text to embed as what the text is, not as words of it."""
+    TRANSCRIPT_STREAM = "transcript_stream"
+    """Gives the text of a sound in pieces, as it understands them."""
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):

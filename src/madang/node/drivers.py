@@ -11,6 +11,7 @@ from madang.core import Clock, NodeId, Rejected
 from madang.engine.contract import EngineDriver
 from madang.engine.embed import driver as embed
 from madang.engine.llama_cpp import driver as llama_cpp
+from madang.engine.whisper import driver as whisper
 
 
 def make_chip_drivers(kinds: Sequence[str], node: NodeId, clock: Clock) -> tuple[ChipDriver, ...]:
@@ -27,6 +28,7 @@ def make_engine_drivers(twins: Sequence[str]) -> Mapping[str, EngineDriver]:
     programs = {
         embed.EmbedDriver.name: (embed.PROGRAM, embed.TWIN_PROGRAM),
         llama_cpp.LlamaCppDriver.name: (llama_cpp.PROGRAM, llama_cpp.TWIN_PROGRAM),
+        whisper.WhisperDriver.name: (whisper.PROGRAM, whisper.TWIN_PROGRAM),
     }
     for name in twins:
         if name not in programs:
@@ -35,5 +37,6 @@ def make_engine_drivers(twins: Sequence[str]) -> Mapping[str, EngineDriver]:
     drivers: tuple[EngineDriver, ...] = (
         embed.EmbedDriver(chosen[embed.EmbedDriver.name]),
         llama_cpp.LlamaCppDriver(chosen[llama_cpp.LlamaCppDriver.name]),
+        whisper.WhisperDriver(chosen[whisper.WhisperDriver.name]),
     )
     return {driver.name: driver for driver in drivers}

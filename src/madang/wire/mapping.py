@@ -23,6 +23,7 @@ from madang.wire.tool_calls import CallStage, constrain
 _WANTED = {
     EngineFeature.IMAGES: ("messages", "image input"),
     EngineFeature.LOGPROBS: ("logprobs", "the likelihood of tokens"),
+    EngineFeature.TRANSCRIPT_STREAM: ("stream", "a transcript in pieces"),
     EngineFeature.JSON_SCHEMA: ("response_format", "output that keeps to a JSON schema"),
 }
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 
 from madang.core import Rejected
-from madang.model import Service
+from madang.model import EngineFeature, Service
 from madang.wire.multipart import Part, boundary_of, encode_form, parse_form
 from madang.wire.openai import ApiRequest, Endpoint
 from madang.wire.openai_answers import EngineFailed
@@ -92,12 +92,14 @@ def parse_transcription(body: bytes, content_type: bytes) -> ApiRequest:
     if file is None or not file.content:
         _refuse("file", "a file that is not empty")
     _check_unsupported(fields)
+    is_stream = _is_stream(fields)
     return ApiRequest(
         endpoint=Endpoint.TRANSCRIPTIONS,
         service=service,
         fields={},
-        is_stream=_is_stream(fields),
+        is_stream=is_stream,
         is_plain=False,
+        needs=(EngineFeature.TRANSCRIPT_STREAM,) if is_stream else (),
         form=_form(file, fields, granularities),
     )
 

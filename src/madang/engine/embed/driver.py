@@ -17,7 +17,7 @@ from madang.engine.contract import (
 from madang.engine.embed import codec
 from madang.engine.health import parse_health
 from madang.engine.loopback import get
-from madang.model import ReplicaSpec, Task
+from madang.model import EngineFeature, ReplicaSpec, Task
 
 PROGRAM = "madang.engine.embed.serve"
 TWIN_PROGRAM = "madang.engine.embed.twin"
@@ -32,6 +32,7 @@ class EmbedDriver:
     capabilities = EngineCapabilities(
         endpoints=("/v1/embeddings",),
         has_streaming=False,
+        features=(EngineFeature.QUERY_PASSAGE,),
         limits=(
             f"dimensions is always {codec.DIMENSIONS}",
             f"at most {codec.TEXTS_MAX} texts and {codec.REQUEST_TOKENS_MAX} tokens a request",

@@ -17,7 +17,7 @@ from madang.engine.contract import (
 from madang.engine.health import parse_health
 from madang.engine.llama_cpp import codec
 from madang.engine.loopback import get
-from madang.model import ReplicaSpec, Task
+from madang.model import EngineFeature, ReplicaSpec, Task
 
 PROGRAM = "madang.engine.llama_cpp.serve"
 TWIN_PROGRAM = "madang.engine.llama_cpp.twin"
@@ -40,6 +40,7 @@ class LlamaCppDriver:
     capabilities = EngineCapabilities(
         endpoints=("/v1/chat/completions", "/v1/completions"),
         has_streaming=True,
+        features=(EngineFeature.JSON_SCHEMA, EngineFeature.LOGPROBS),
         limits=(
             "tool calls are returned as text in the content, not parsed",
             "a request that is not streamed is not cancelled when its client goes",
