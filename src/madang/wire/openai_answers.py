@@ -83,20 +83,14 @@ class _Event(msgspec.Struct):
 
 _text_decoder = msgspec.json.Decoder(str)
 _event_decoder = msgspec.json.Decoder(_Event)
-_STRING_BODY = re.compile(rb'[^"\\\n\r]*+(?:\\.[^"\\\n\r]*+)*+\Z')
+_STRING_BODY = re.compile(rb'[^"\\\n\r]*(?:\\.[^"\\\n\r]*)*\Z')
 
 
-_STRING = rb'("[^"\\\n\r]*+(?:\\.[^"\\\n\r]*+)*+")'
+_STRING = rb'("[^"\\\n\r]*(?:\\.[^"\\\n\r]*)*")'
 _TEXT_MEMBER = {
     Endpoint.CHAT: re.compile(rb'"content": ?' + _STRING),
     Endpoint.COMPLETIONS: re.compile(rb'"text": ?' + _STRING),
 }
-
-
-# Texts of several events with line ends between them: none empty, none ending inside an escape.
-_TEXTS = re.compile(
-    rb'(?:(?=[^\n])[^"\\\n\r]*+(?:\\[^\n\r][^"\\\n\r]*+)*+\n)*+(?=[^\n])[^"\\\n\r]*+(?:\\[^\n\r][^"\\\n\r]*+)*+'
-)
 
 
 class _Template:
@@ -182,12 +176,14 @@ class AnswerStream:
             EngineFailed: the engine reported a failure or sent what is no answer.
         """
         at = 0
+        may_run = True
         while at < len(events):
             template = self._template
-            if template is not None and events.startswith(template.first, at):
+            if may_run and template is not None and events.startswith(template.first, at):
                 end = self._take_run(template, events, at, out)
-                if end > at:
-                    at = end
+                may_run = end > at  # looking at the rest again and again would cost its square
+                at = end
+                if may_run:
                     continue
             end = events.find(b"\n\n", at) + 2
             payload = sse_payload(events[at : end - 2])
@@ -205,7 +201,7 @@ class AnswerStream:
             return at
         rest = len(texts[-1]) - last - len(template.last)
         texts[-1] = texts[-1][:last]
-        if _TEXTS.fullmatch(b"\n".join(texts)) is None:
+        if not _are_string_bodies(texts):
             return at
         self._chunks += len(texts)
         if self._assembly is None:
@@ -318,6 +314,16 @@ def _is_string_body(body: bytes) -> bool:
     if b'"' not in body and b"\\" not in body and b"\n" not in body and b"\r" not in body:
         return bool(body)
     return _STRING_BODY.match(body) is not None
+
+
+def _are_string_bodies(bodies: list[bytes]) -> bool:
+    """Return whether each of `bodies` is what `_is_string_body` accepts."""
+    text = b"\n".join(bodies)
+    if b'"' in text or b"\\" in text:
+        return all(map(_is_string_body, bodies))
+    # One line end between every two, and nothing empty on either side of one.
+    is_in_lines = text.count(b"\n") == len(bodies) - 1 and b"\n\n" not in text and b"\r" not in text
+    return is_in_lines and not text.startswith(b"\n") and not text.endswith(b"\n") and bool(text)
 
 
 def _plain_text(event: _Event) -> str | None:
