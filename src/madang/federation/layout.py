@@ -251,6 +251,7 @@ def site_settings(layout: Layout, site: SiteLayout, admin_token_sha256: str) -> 
         nodes=nodes,
         feed_dir=site.folder / "feed",
         usage_dir=site.folder / "usage",
+        own_gateway_url="" if site.is_entry_only else site.peer_url,
     )
 
 

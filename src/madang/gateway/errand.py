@@ -27,6 +27,7 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True):
         service: what the body must name, when the pass of a peer says so; else empty.
         hops: gateways passed before this one.
         is_transit: the body may not be read here.
+        is_bound: no other site is asked, whatever residency allows.
     """
 
     request_id: RequestId
@@ -40,6 +41,7 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True):
     service: str = ""
     hops: int = 0
     is_transit: bool = False
+    is_bound: bool = False
 
     @property
     def is_from_peer(self) -> bool:

@@ -32,6 +32,9 @@ FEED_BYTES_MAX = 256 * 1024 * 1024
 FEED_STALE_AFTER_S = 2.0
 """Eight periods of the live feed: the site process is not running, which is said and changes nothing else."""
 
+OWN = SiteId("")
+"""No site has this name."""
+
 T = TypeVar("T")
 
 
@@ -89,7 +92,7 @@ class Live:
 
         Attributes:
             replicas: ready ones by service.
-            sessions: peer and session by kid.
+            sessions: peer and session by kid; OWN stands for the site process itself.
             choices: peers by service, for routing; under the empty name, by whatever they serve.
         """
         self.written_ns = live.written_ns
@@ -114,6 +117,9 @@ class Live:
                 self.sessions[session.kid] = peer.site, session
             if peer.sessions:  # without one no pass can be signed
                 self._offer(peer)
+
+        for session in live.own_sessions:
+            self.sessions[session.kid] = OWN, session
 
     def _offer(self, peer: Peer) -> None:
         """Add a peer to the choices of each service it serves, and to those of a request that may not be read."""

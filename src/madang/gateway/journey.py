@@ -130,7 +130,7 @@ class Journey:
         ask = Ask(
             service=name,
             residency=errand.residency,
-            hops_left=HOPS_MAX - errand.hops,
+            hops_left=0 if errand.is_bound else HOPS_MAX - errand.hops,
             is_local_barred=errand.is_transit,
         )
         route = choose_route(ask, relay.view(desired, live, name), self._tried, self._seed)

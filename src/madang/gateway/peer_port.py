@@ -5,6 +5,9 @@ the very site it names as entry, it names this site as the one to serve, and nob
 tenant's data may be here is judged again from this site's own facts. Refuses to hand anything on: a request that
 came over a hop is served by a replica here or refused, explicitly and at once.
 
+The site process comes this way too, with lines of batches: under a session of the site with itself, without a hop, and
+only to replicas of this site. The key in whose name it asks is judged here, since no entry has done so.
+
 The replay guard is per worker. A replay that reaches another worker runs an inference again, but cannot be billed
 twice: its usage event has the same id.
 """
@@ -13,10 +16,10 @@ import hashlib
 from collections import OrderedDict
 from typing import NoReturn
 
-from madang.core import Rejected, RequestId, SiteId, site_of_request
+from madang.core import KeyId, Rejected, RequestId, SiteId, site_of_request
 from madang.gateway.errand import Errand
 from madang.gateway.exchange import Exchange
-from madang.gateway.feed import Desired, Live
+from madang.gateway.feed import OWN, Desired, Live
 from madang.gateway.journey import Journey
 from madang.gateway.peer_leg import REFUSED_FIELD
 from madang.gateway.relay import Relay
@@ -116,16 +119,20 @@ class PeerPort:
             raise ApiError(ErrorCode.INVALID_KEY, error.message) from error
         self._check_ends(found, live, entry_of_id, head.path)
         self._check_residency(found, desired)
+        if not found.hops:
+            _check_owner(desired, found.key_id, now_s)
         if found.service and not live.replicas.get(found.service):
             message = f"site {self._relay.site} has no ready replica of {found.service}"
             raise ApiError(ErrorCode.NO_REPLICA, message, retry_after_s=1.0)
-        if not self._guard.admit(found.request_id, found.attempt, found.deadline_s + SKEW_S, now_s):
+        if not self._guard.admit(_guarded(found), found.attempt, found.deadline_s + SKEW_S, now_s):
             _refuse_pass("the pass was used before")
         return found
 
     def _check_ends(self, found: Pass, live: Live, entry_of_id: SiteId, path: str) -> None:
         """A session vouches for one pair of sites, and a pass for one request on one path."""
         partner, _ = live.sessions[found.kid]
+        is_own = partner == OWN
+        partner = self._relay.site if is_own else partner
         if found.serving_site != self._relay.site:
             _refuse_pass(f"the pass is for site {found.serving_site}")
         if found.entry_site != partner or entry_of_id != partner:
@@ -134,7 +141,8 @@ class PeerPort:
             _refuse_pass("the pass is for another path")
         if found.deadline_s - found.issued_at_s > LIFETIME_MAX_S:
             _refuse_pass(f"the pass lives longer than {LIFETIME_MAX_S:g} s")
-        if not 1 <= found.hops <= HOPS_MAX or not 1 <= found.attempt <= 99:
+        is_far = found.hops == 0 if is_own else 1 <= found.hops <= HOPS_MAX
+        if not is_far or not 1 <= found.attempt <= 99:
             _refuse_pass("the pass has impossible hops or attempts")
 
     def _check_residency(self, found: Pass, desired: Desired) -> None:
@@ -162,12 +170,29 @@ class PeerPort:
             first_attempt=found.attempt,
             service=found.service,
             hops=found.hops,
+            is_bound=found.hops == 0,
         )
 
     def _refuse(self, exchange: Exchange, error: ApiError) -> None:
         self._relay.meter.count_peer_refusal(error.code.value)
         fields = b"%b: %b\r\n" % (REFUSED_FIELD, error.code.value.encode())
         exchange.fail(error, fields)
+
+
+def _guarded(found: Pass) -> str:
+    """Return what a pass is remembered by: the site's own may ask again for a line of a batch that had no room."""
+    return found.request_id if found.hops else f"{found.request_id}@{found.issued_at_s}"
+
+
+def _check_owner(desired: Desired, key_id: KeyId, now_s: float) -> None:
+    """Refuse what runs in the name of a key that opens nothing any more; no entry has judged it before.
+
+    The answer names the owner, so that the site process can tell it from a pass that is not believed.
+    """
+    key = desired.keys_by_id.get(key_id)
+    if key is None or key.is_revoked or (key.expires_at_s is not None and now_s >= key.expires_at_s):
+        message = f"the API key {key_id}, in whose name this runs, is unknown, revoked or expired"
+        raise ApiError(ErrorCode.INVALID_KEY, message, details={"owner": key_id})
 
 
 def _refuse_pass(message: str) -> NoReturn:

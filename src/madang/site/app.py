@@ -16,7 +16,6 @@ from typing import Any
 import sqlalchemy as sa
 import uvloop
 from fastapi import FastAPI
-from starlette.routing import Route
 from starlette.types import ASGIApp
 
 import madang
@@ -75,6 +74,7 @@ async def run_site(settings: SiteSettings, clock: Clock, entropy: Entropy, log: 
         await asyncio.to_thread(_prepare_database, parts)
         await parts.importer.load()
         await parts.replicas.load()
+        await parts.tenant_data.prepare()
         server = AdminServer(Doors(make_app(parts), make_internal(parts)), settings.listen_host, settings.port)
         port = await server.start()
         log.info("site_serving", port=port, boot_id=parts.boot_id, version=madang.__version__)
@@ -86,6 +86,7 @@ async def run_site(settings: SiteSettings, clock: Clock, entropy: Entropy, log: 
     finally:
         for client in parts.clients.values():
             await client.close()
+        await parts.tenant_data.close()
         parts.database.close()
 
 
@@ -121,6 +122,7 @@ def list_loops(parts: SiteParts) -> dict[str, Coroutine[Any, Any, None]]:
         "planner": parts.planner.run(),
         "replan": _replan_on_change(parts),
         "upkeep": _keep_up(parts),
+        **parts.tenant_data.loops(),
     }
     for name, client in parts.clients.items():
         loops[f"observe_{name}"] = client.run_observe()
@@ -185,5 +187,4 @@ def make_app(parts: SiteParts) -> FastAPI:
 
 def make_internal(parts: SiteParts) -> ASGIApp:
     """Return what the site's own gateway asks, on behalf of tenants."""
-    routes: list[Route] = []
-    return make_internal_app(routes, read_secret(gateway_token_file(parts.settings)), parts.log)
+    return make_internal_app(parts.tenant_data.routes(), read_secret(gateway_token_file(parts.settings)), parts.log)

@@ -53,6 +53,21 @@ def gateway_token_file(settings: SiteSettings) -> Path:
     return settings.state_dir / GATEWAY_TOKEN_FILE
 
 
+def files_key_file(settings: SiteSettings) -> Path:
+    """Return the file with the master key of the tenants' files, 64 hex digits; it is not kept among them."""
+    return settings.state_dir / "files.key"
+
+
+def files_folder(settings: SiteSettings) -> Path:
+    """Return the folder of the tenants' encrypted files."""
+    return settings.state_dir / "files"
+
+
+def batches_folder(settings: SiteSettings) -> Path:
+    """Return the folder of the encrypted results of batches that are not over."""
+    return settings.state_dir / "batches"
+
+
 def identity_file(settings: SiteSettings) -> Path:
     """Return the file with the seed of the site's identity key, 64 hex digits."""
     return settings.state_dir / "identity.key"
@@ -71,10 +86,18 @@ def prepare_site(settings: SiteSettings, entropy: Entropy | None = None) -> Site
     """
     check_site_name(settings.name)
     entropy = entropy or SystemEntropy()
-    for folder in (settings.state_dir, nats_folder(settings), settings.feed_dir, settings.usage_dir):
+    for folder in (
+        settings.state_dir,
+        nats_folder(settings),
+        settings.feed_dir,
+        settings.usage_dir,
+        files_folder(settings),
+        batches_folder(settings),
+    ):
         _make_folder(folder)
     seed = _keep_secret(identity_file(settings), entropy.token_bytes(32).hex().encode())
-    _keep_secret(gateway_token_file(settings), entropy.token_bytes(32).hex().encode())
+    for path in (gateway_token_file(settings), files_key_file(settings)):
+        _keep_secret(path, entropy.token_bytes(32).hex().encode())
     passwords = {
         user: _keep_secret(password_file(settings, user), entropy.token_bytes(_PASSWORD_BYTES).hex().encode())
         for user in (SITE_USER, SYSTEM_USER)

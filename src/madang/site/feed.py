@@ -221,6 +221,7 @@ class FeedWriter:
                 boot_id=self._boot_id,
                 replicas=self._replicas.list_local(),
                 peers=self._peers.list_peers(),
+                own_sessions=self._peers.own_sessions(),
                 admission_closed_reason=self._find_closed_reason(),
             )
             # Not durable and not on a thread: a rename in the page cache takes a tenth of a millisecond.

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from madang.core import Rejected
 from madang.wire.bus import KexOffer, kex_bytes
-from madang.wire.feed import PeerSession
+from madang.wire.feed import OWN_KID_PREFIX, PeerSession
 
 EPOCH_ROTATE_S = 3600.0
 EPOCH_LIFE_S = 2 * EPOCH_ROTATE_S
@@ -159,6 +159,13 @@ def derive_session(site: str, epoch: Epoch, peer: str, offer: KexOffer) -> PeerS
     return PeerSession(
         kid=f"{first_epoch}/{second_epoch}", key=key, expires_at_s=min(epoch.expires_at_s, offer.expires_at_s)
     )
+
+
+def derive_own_session(site: str, epoch: Epoch) -> PeerSession:
+    """Return the session of the site with itself in one epoch: for what the site process asks of its own gateway."""
+    info = f"madang-own-v1\n{site}\n{epoch.name}".encode()
+    key = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(bytes.fromhex(epoch.secret_hex))
+    return PeerSession(kid=f"{OWN_KID_PREFIX}{epoch.name}", key=key, expires_at_s=epoch.expires_at_s)
 
 
 def choose_order(sessions: Iterable[tuple[Epoch, int, PeerSession]], *, now_s: float) -> tuple[PeerSession, ...]:

@@ -24,6 +24,7 @@ from madang.site.intake import Importer, OutboxGauge
 from madang.site.link import HubLink
 from madang.site.nodes import NodeBook
 from madang.site.peers import Peers
+from madang.site.tenant_data import TenantData
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class MetricSources:
     forwarder: Forwarder
     nodes: NodeBook
     peers: Peers
+    tenant_data: TenantData
     clock: Clock
 
 
@@ -58,6 +60,10 @@ GAUGES: tuple[tuple[str, str, Reader], ...] = (
     ),
     ("madang_site_store_writable", "0 while the site's database cannot be written.", lambda s: not s.store.trouble),
     ("madang_site_replicas_unplaced", "Replicas wanted here without a place.", lambda s: len(s.nodes.unplaced)),
+    ("madang_site_files", "Tenants' files that are kept here.", lambda s: s.tenant_data.files.files),
+    ("madang_site_files_size_bytes", "Their content together.", lambda s: s.tenant_data.files.size_bytes),
+    ("madang_site_batches_unfinished", "Batches that are not over.", lambda s: s.tenant_data.runner.running),
+    ("madang_site_batches_at_work", "Batches that have begun.", lambda s: s.tenant_data.runner.at_work),
 )
 
 COUNTERS: tuple[tuple[str, str, Reader], ...] = (
@@ -79,6 +85,10 @@ COUNTERS: tuple[tuple[str, str, Reader], ...] = (
     ("madang_site_usage_send_failures_total", "Batches not stored.", lambda s: s.forwarder.failures_total),
     ("madang_site_digests_heard_total", "Digests of other sites taken.", lambda s: s.peers.heard_total),
     ("madang_site_digests_refused_total", "Digests of other sites refused.", lambda s: s.peers.refused_total),
+    ("madang_site_files_stored_total", "Files stored, results included.", lambda s: s.tenant_data.files.uploaded_total),
+    ("madang_site_files_expired_total", "Files destroyed in time.", lambda s: s.tenant_data.files.purged_total),
+    ("madang_site_batch_waits_total", "Times a line found no room.", lambda s: s.tenant_data.counts.waits),
+    ("madang_site_batch_retries_total", "Tries without a result.", lambda s: s.tenant_data.counts.again),
 )
 
 
@@ -101,6 +111,11 @@ class SiteCollector(Collector):
             yield CounterMetricFamily(name, text, value=float(read(self._sources)))
         yield from self._collect_labelled()
 
+    def _collect_batches(self) -> Iterable[Metric]:
+        counts = self._sources.tenant_data.counts
+        yield _count_by("madang_site_batch_lines_total", "Lines of batches, by result.", "result", counts.lines)
+        yield _count_by("madang_site_batches_ended_total", "Batches, by how they ended.", "status", counts.batches)
+
     def _collect_labelled(self) -> Iterable[Metric]:
         nodes = self._sources.nodes
         trouble = GaugeMetricFamily(
@@ -115,6 +130,7 @@ class SiteCollector(Collector):
         for phase in ReplicaPhase:
             replicas.add_metric([phase], phases[phase])
         yield replicas
+        yield from self._collect_batches()
         silence = GaugeMetricFamily("madang_site_node_silence_seconds", "Since a node last answered.", labels=["node"])
         for node in nodes.nodes.values():
             silence.add_metric([node.name], nodes.silence_s(node))
@@ -125,6 +141,13 @@ class SiteCollector(Collector):
         for peer in self._sources.peers.list_peers():
             peers.add_metric([peer.site], peer.digest_age_s)
         yield peers
+
+
+def _count_by(name: str, text: str, label: str, counts: dict[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family
 
 
 def make_registry(sources: MetricSources) -> CollectorRegistry:

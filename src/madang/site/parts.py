@@ -33,6 +33,7 @@ from madang.site.segments import SegmentFolder
 from madang.site.sessions import SessionBook
 from madang.site.settings import SiteSettings
 from madang.site.signal import Signal
+from madang.site.tenant_data import TenantData, make_tenant_data
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class SiteParts:
     replicas: Replicas
     feed: FeedWriter
     pulse: Pulse
+    tenant_data: TenantData
     registry: CollectorRegistry
 
 
@@ -132,6 +134,7 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
     agent, importer, forwarder = _make_agent(kit), _make_importer(kit), _make_forwarder(kit)
     replicas = Replicas(book=kit.book, feed_dir=settings.feed_dir, store=kit.store)
     peers = _make_peers(kit, identity, replicas)
+    tenant_data = _make_tenant_data(kit, replicas, peers)
     sources = MetricSources(
         bus=kit.bus,
         link=kit.link,
@@ -143,6 +146,7 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         forwarder=forwarder,
         nodes=kit.book,
         peers=peers,
+        tenant_data=tenant_data,
         clock=clock,
     )
     return SiteParts(
@@ -167,6 +171,7 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         replicas=replicas,
         feed=_make_feed(kit, replicas, peers),
         pulse=_make_pulse(kit),
+        tenant_data=tenant_data,
         registry=make_registry(sources),
     )
 
@@ -228,6 +233,19 @@ def _make_peers(kit: _Kit, identity: Ed25519PrivateKey, replicas: Replicas) -> P
         overrides=kit.settings.peer_overrides,
         find_loads=lambda: replicas.list_loads(set(kit.view.assignments)),
         clock=kit.clock,
+        log=kit.log,
+    )
+
+
+def _make_tenant_data(kit: _Kit, replicas: Replicas, peers: Peers) -> TenantData:
+    return make_tenant_data(
+        settings=kit.settings,
+        store=kit.store,
+        view=kit.view,
+        peers=peers,
+        find_loads=lambda: replicas.list_loads(set(kit.view.assignments)),
+        clock=kit.clock,
+        entropy=kit.entropy,
         log=kit.log,
     )
 

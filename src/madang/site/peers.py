@@ -15,7 +15,7 @@ from madang.runtime.telemetry import EventLog
 from madang.site.desired import DesiredView
 from madang.site.sessions import SessionBook
 from madang.wire.bus import Digest, ServiceLoad, decode, digest_subject, encode, site_of_subject
-from madang.wire.feed import Peer
+from madang.wire.feed import Peer, PeerSession
 
 _INBOX_MAX = 4096
 _SWEEP_PERIOD_S = 30.0
@@ -139,6 +139,10 @@ class Peers:
                 )
             )
         return tuple(peers)
+
+    def own_sessions(self) -> tuple[PeerSession, ...]:
+        """Return our sessions with ourselves, the one to sign with first."""
+        return self._sessions.own_sessions()
 
     @property
     def is_complete(self) -> bool:

@@ -21,6 +21,7 @@ from madang.site.kex import (
     check_offer,
     choose_order,
     decode_ring,
+    derive_own_session,
     derive_session,
     make_offers,
     rotate,
@@ -56,6 +57,7 @@ class SessionBook:
         self._offers: tuple[KexOffer, ...] = ()
         self._verified: dict[tuple[str, str, KexOffer], str] = {}
         self._sessions: dict[tuple[str, str, KexOffer], PeerSession] = {}
+        self._own: dict[str, PeerSession] = {}
         self._complaints: set[tuple[str, str]] = set()
         self._ring = self._load()
 
@@ -114,6 +116,16 @@ class SessionBook:
                 found.append((epoch, rank, session))
         return choose_order(found, now_s=self._clock.wall_s())
 
+    def own_sessions(self) -> tuple[PeerSession, ...]:
+        """Return our live sessions with ourselves, the one to sign with first; none before the first offer was made."""
+        found = []
+        for epoch in self._ring.epochs:
+            session = self._own.get(epoch.name)
+            if session is None:
+                session = self._own[epoch.name] = derive_own_session(self._site, epoch)
+            found.append((epoch, 0, session))
+        return choose_order(found, now_s=self._clock.wall_s())
+
     def _is_good(self, peer: Site, offer: KexOffer) -> bool:
         now_s = self._clock.wall_s()
         if offer.expires_at_s <= now_s:
@@ -142,5 +154,7 @@ class SessionBook:
         epochs = {epoch.name for epoch in self._ring.epochs}
         for key in [key for key in self._verified if (key[0], key[2]) not in live]:
             del self._verified[key]
+        for name in [name for name in self._own if name not in epochs]:
+            del self._own[name]
         for key in [key for key in self._sessions if key[0] not in epochs or (key[1], key[2]) not in live]:
             del self._sessions[key]

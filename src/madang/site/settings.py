@@ -24,7 +24,8 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         name, region, nation: as enrolled at the hub.
-        state_dir: `site.db`, `identity.key` (Ed25519 seed, 0600), `nats/`, and by default `feed/` and `usage/`.
+        state_dir: `site.db`, `identity.key` (Ed25519 seed, 0600), `files.key` (master key of the tenants' files, 0600),
+            `gateway.token` (0600), `files/`, `batches/`, `nats/`, and by default `feed/` and `usage/`.
         listen_host, port: admin API.
         admin_token_sha256: hex digest of the admin API's bearer token.
         nats_host, nats_port, nats_monitor_port: its own NATS server.
@@ -37,6 +38,13 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         usage_dir: where gateway workers append usage logs.
         heartbeat_period_s, digest_period_s: how often it speaks.
         outbox_rows_max: admission is closed when so many events wait for the hub.
+        own_gateway_url: the peer port of its own gateway, where batches are run; empty: no batches are taken here.
+        file_bytes_max: of one file of a tenant.
+        file_lifetime_s: how long a file is kept unless its owner asks for less.
+        tenant_files_max, tenant_file_bytes_max: what one tenant may keep at this site, results included.
+        tenant_batches_max: batches of one tenant that are not over.
+        batch_lines_max: requests in one batch.
+        batch_concurrency: requests of all batches together that are in flight at once.
     """
 
     name: str
@@ -60,3 +68,11 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     heartbeat_period_s: float = 2.0
     digest_period_s: float = 0.5
     outbox_rows_max: int = 5_000_000
+    own_gateway_url: str = ""
+    file_bytes_max: int = 200 * 1024 * 1024
+    file_lifetime_s: float = 30 * 24 * 3600.0
+    tenant_files_max: int = 1000
+    tenant_file_bytes_max: int = 2 * 1024 * 1024 * 1024
+    tenant_batches_max: int = 20
+    batch_lines_max: int = 50_000
+    batch_concurrency: int = 2

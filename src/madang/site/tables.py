@@ -95,3 +95,42 @@ AUDIT = sa.Table(
     sa.Column("prev_hash", sa.String(64), nullable=False),
     sa.Column("hash", sa.String(64), nullable=False, unique=True),
 )
+
+# A file's content is an encrypted blob on disk; without `sealed_key` nobody reads it again.
+FILE = sa.Table(
+    "file",
+    METADATA,
+    sa.Column("file_id", sa.String(64), primary_key=True),
+    sa.Column("tenant_id", sa.String(64), nullable=False),
+    sa.Column("project_id", sa.String(64), nullable=False),
+    sa.Column("filename", sa.String(512), nullable=False),
+    sa.Column("purpose", sa.String(32), nullable=False),
+    sa.Column("size_bytes", sa.Integer, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+    sa.Column("expires_at_s", sa.Float, nullable=False, index=True),
+    sa.Column("sealed_key", sa.LargeBinary, nullable=False),
+    sa.Index("ix_file_tenant", "tenant_id", "created_at_s", "file_id"),
+)
+
+# `state` is the batch as `madang.site.batches.state` encodes it; the columns beside it are what is searched for.
+BATCH = sa.Table(
+    "batch",
+    METADATA,
+    sa.Column("batch_id", sa.String(64), primary_key=True),
+    sa.Column("tenant_id", sa.String(64), nullable=False),
+    sa.Column("input_file_id", sa.String(64), nullable=False, index=True),
+    sa.Column("is_over", sa.Boolean, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+    sa.Column("state", sa.LargeBinary, nullable=False),
+    sa.Column("sealed_key", sa.LargeBinary, nullable=False),
+    sa.Index("ix_batch_tenant", "tenant_id", "created_at_s", "batch_id"),
+)
+
+# How often a line was begun, written before each time; rows go when the batch is over.
+BATCH_LINE = sa.Table(
+    "batch_line",
+    METADATA,
+    sa.Column("batch_id", sa.String(64), primary_key=True),
+    sa.Column("line", sa.Integer, primary_key=True),
+    sa.Column("tries", sa.Integer, nullable=False),
+)

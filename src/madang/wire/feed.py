@@ -15,6 +15,8 @@ from madang.wire.bus import ServiceLoad
 
 SNAPSHOT_FILE = "snapshot.msgpack"
 LIVE_FILE = "live.msgpack"
+OWN_KID_PREFIX = "own:"
+"""No epoch has a colon in its name, so no other site can offer a session under such a kid."""
 LIVE_PERIOD_S = 0.25
 """How often the site process rewrites `live`."""
 
@@ -100,6 +102,7 @@ class GatewayLive(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         written_ns: monotonic instant at the writer; all processes of one machine share that clock.
         boot_id: of the site process.
+        own_sessions: of the site process with its own gateway; kids begin with OWN_KID_PREFIX.
         admission_closed_reason: when not empty, workers refuse new requests with this reason.
     """
 
@@ -108,6 +111,7 @@ class GatewayLive(msgspec.Struct, frozen=True, kw_only=True):
     replicas: tuple[LocalReplica, ...]
     peers: tuple[Peer, ...]
     admission_closed_reason: str = ""
+    own_sessions: tuple[PeerSession, ...] = ()
     version: int = 1
 
 

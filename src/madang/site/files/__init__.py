@@ -1,0 +1,1 @@
+"""Tenants' files: kept on this site, encrypted at rest, with an end. `madang.site.app` wires it."""
