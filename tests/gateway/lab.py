@@ -133,6 +133,7 @@ class LabSite:
     loads: tuple[ServiceLoad, ...] | None = None
     generation: int = 1
     closed_reason: str = ""
+    own_sessions: tuple[PeerSession, ...] = ()
     log: Log = field(default_factory=Log)
 
     @property
@@ -214,6 +215,7 @@ class LabSite:
             replicas=tuple(self.replicas),
             peers=tuple(self._peer(name) for name in self.peers),
             admission_closed_reason=self.closed_reason,
+            own_sessions=self.own_sessions,
         )
         replace_file(self.feed_dir / LIVE_FILE, encode_feed(live), mode=0o600)
 

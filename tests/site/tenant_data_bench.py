@@ -136,6 +136,7 @@ class Bench:
             clock=self.clock,
             entropy=SystemEntropy(),
             log=log,
+            batch_wait_s_min=0.02,
         )
         await self.data.prepare()
         app = make_internal_app(self.data.routes(), TOKEN, log)

@@ -19,7 +19,7 @@ from madang.site.batches.api import BatchesApi
 from madang.site.batches.calls import GatewayCalls
 from madang.site.batches.rows import find_reader
 from madang.site.batches.runner import BatchRunner
-from madang.site.batches.work import BatchCounts, Kit
+from madang.site.batches.work import WAIT_S_MIN, BatchCounts, Kit
 from madang.site.bootstrap import batches_folder, files_folder, files_key_file
 from madang.site.desired import DesiredView
 from madang.site.files.api import FilesApi
@@ -71,8 +71,9 @@ def make_tenant_data(
     clock: Clock,
     entropy: Entropy,
     log: EventLog,
+    batch_wait_s_min: float = WAIT_S_MIN,
 ) -> TenantData:
-    """Make the parts.
+    """Make the parts; see their modules.
 
     Raises:
         Unavailable: the master key is missing or open to others, naming the file.
@@ -105,6 +106,7 @@ def make_tenant_data(
         entropy=entropy,
         log=log,
         counts=counts,
+        wait_s_min=batch_wait_s_min,
     )
     runner = BatchRunner(kit)
     return TenantData(

@@ -59,6 +59,7 @@ class Kit:
     Attributes:
         slots: requests in flight, over all batches.
         find_loads: how busy this site's services are now.
+        wait_s_min: how long a line that found no room waits first; twice as long each time after.
         folder: of the logs of results.
     """
 
@@ -76,6 +77,7 @@ class Kit:
     entropy: Entropy
     log: EventLog
     counts: BatchCounts
+    wait_s_min: float = WAIT_S_MIN
 
 
 class Work:
@@ -258,11 +260,11 @@ class Work:
             load = next((load for load in self._kit.find_loads() if load.service == model), None)
             if load is None or load.slots == 0 or load.in_flight < load.slots:
                 return
-            await self._pause(WAIT_S_MIN)
+            await self._pause(self._kit.wait_s_min)
 
     async def _run_line(self, line: Line) -> None:
         request_id = self._request_id(line.number)
-        tries, again, wait_s = await self._begin_try(line.number), 0, WAIT_S_MIN
+        tries, again, wait_s = await self._begin_try(line.number), 0, self._kit.wait_s_min
         while not self._is_halted():
             if tries > TRIES_MAX:
                 message = f"{TRIES_MAX} tries ended without a result"
