@@ -142,7 +142,8 @@ def test_several_answers_fail_together(site: LabSite, lab: Lab, client: openai.O
     wait_until(lambda: lab.engines[0].active == 0, "no call is left behind")
     table = site.feed_dir / "inflight-0.bin"
     wait_until(lambda: table.read_bytes()[:4] == bytes(4), "every slot is given back")
-    assert [event.outcome for event in site.events()] == ["upstream_failed"]
+    events = wait_until(site.events, "the event is written")
+    assert [event.outcome for event in events] == ["upstream_failed"]
 
 
 def test_a_client_that_leaves_stops_every_answer(site: LabSite, lab: Lab, client: openai.OpenAI) -> None:

@@ -22,6 +22,7 @@ CALLS_MAX = 16
 SCHEMA_DEPTH_MAX = 64
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder()
+_ROLE = "You are a helpful assistant."
 _ANY_OBJECT = {"type": "object", "properties": {}}
 
 
@@ -113,21 +114,27 @@ def _own_ref(ref: str, prefix: str) -> str:
 
 
 def _explain(tools: list[Any], is_free: bool, is_parallel: bool) -> str:
-    functions = "\n".join(_encoder.encode(_shown(tool["function"])).decode() for tool in tools)
-    call = '{"tool_calls": [{"name": "<function>", "arguments": {<its arguments>}}]}'
+    """Return what a model is told: where there is a choice, in the words that open models were trained with."""
+    functions = "\n".join(_encoder.encode({"type": "function", "function": _shown(tool)}).decode() for tool in tools)
+    lines = [
+        "# Tools",
+        "",
+        "You may call one or more functions to assist with the user query."
+        if is_parallel
+        else "You may call one function to assist with the user query.",
+        "",
+        "You are provided with function signatures within <tools></tools> XML tags:",
+        f"<tools>\n{functions}\n</tools>",
+        "",
+        'To call functions, return {"tool_calls": [{"name": <function-name>, "arguments": <args-json-object>}]}.',
+    ]
     if is_free:
-        how = (
-            f"When one of them helps with what the user asks, call it: answer {call}, and wait for its result. "
-            'Never guess what a function would return. Only when none of them helps, answer {"text": "<your answer>"}.'
-        )
-    else:
-        how = f"Answer with the call that the user's question needs: {call}."
-    if is_parallel:
-        how += " Several calls may stand in the list."
-    return f"You can call these functions:\n<tools>\n{functions}\n</tools>\n{how}"
+        lines.append('When you have the results, or can answer from your own knowledge, return {"text": <answer>}.')
+    return "\n".join(lines)
 
 
-def _shown(function: dict[str, Any]) -> dict[str, Any]:
+def _shown(tool: dict[str, Any]) -> dict[str, Any]:
+    function = tool["function"]
     return {name: function[name] for name in ("name", "description", "parameters") if function.get(name)}
 
 
@@ -138,14 +145,16 @@ def _tell(messages: list[dict[str, Any]], explanation: str) -> list[dict[str, An
         if message["role"] == "assistant" and message.get("tool_calls"):
             told.append({"role": "assistant", "content": _past_calls(message["tool_calls"])})
         elif message["role"] == "tool":
-            name = message.get("name") or message.get("tool_call_id") or "the function"
-            told.append({"role": "user", "content": f"Result of {name}: {_text_of(message.get('content'))}"})
+            result = f"<tool_response>\n{_text_of(message.get('content'))}\n</tool_response>"
+            if told and _text_of(told[-1].get("content")).endswith("</tool_response>"):
+                result = f"{told.pop()['content']}\n{result}"  # results of one turn are one turn
+            told.append({"role": "user", "content": result})
         else:
             told.append(message)
     if told[0]["role"] == "system":
         first = {**told[0], "content": f"{_text_of(told[0].get('content'))}\n\n{explanation}"}
         return [first, *told[1:]]
-    return [{"role": "system", "content": explanation}, *told]
+    return [{"role": "system", "content": f"{_ROLE}\n\n{explanation}"}, *told]
 
 
 def _past_calls(calls: Any) -> str:
