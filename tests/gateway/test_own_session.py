@@ -64,7 +64,7 @@ def test_a_line_is_served_here_and_metered_as_entered_here(site: LabSite) -> Non
     assert answer.json["choices"][0]["message"]["content"]
     (event,) = site.events()
     assert (event.entry_site, event.site, event.hops, event.attempt) == ("daegu", "daegu", 0, 5)
-    assert (event.tenant_id, event.key_id) == ("city", "city")
+    assert (event.tenant_id, event.key_id, event.priority) == ("city", "city", "batch")
 
 
 @pytest.mark.parametrize(

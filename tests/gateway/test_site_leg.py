@@ -1,6 +1,7 @@
 """What the gateway hands to its own site process: a real worker, a real internal application behind it."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import socket
@@ -177,6 +178,36 @@ def test_a_client_that_leaves_cuts_its_upload(site: LabSite, process: SiteProces
         client.sendall(head.encode() + b"content-type: x/y\r\ncontent-length: 1000000\r\n\r\n" + b"a" * 1000)
         wait_until(lambda: process.seen_bytes == 1000, "the first piece is there")
     wait_until(lambda: process.gone == 1, "the site process is told")
+
+
+def test_an_upload_that_stalls_or_never_ends_is_closed_in_time(lab: Lab, process: SiteProcess, tmp_path: Path) -> None:
+    site = lab.site()
+    write_secret(tmp_path / "token", TOKEN)
+    lab.start(
+        site,
+        site_api_url=process.url,
+        site_api_token_file=tmp_path / "token",
+        body_timeout_s=0.2,
+        upload_timeout_s=0.5,
+    )
+    head = f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {CITY.key}\r\ncontent-type: x/y\r\n"
+    with site.connect() as client:
+        client.sendall(head.encode() + b"content-length: 100\r\n\r\nstalls")
+        assert b" 408 " in client.recv(65536)[:20]
+    with site.connect(timeout_s=0.05) as client:
+        client.sendall(head.encode() + b"content-length: 1000000\r\n\r\n")
+        answer = b""
+
+        def drip() -> bytes:
+            nonlocal answer
+            client.sendall(b"d")
+            with contextlib.suppress(TimeoutError):
+                answer = client.recv(65536)
+            return answer
+
+        wait_until(drip, "the endless upload is refused")
+        assert b" 408 " in answer[:20]
+    wait_until(lambda: process.gone == 2, "the site process is told of both")
 
 
 def test_a_download_waits_for_a_client_that_does_not_read(site: LabSite, process: SiteProcess) -> None:

@@ -9,7 +9,7 @@ import re
 
 import msgspec
 
-from madang.core import KeyId, TenantId
+from madang.core import KeyId, ProjectId, TenantId
 from madang.gateway.feed import Desired
 from madang.model import DataClass, Residency, ResidencyScope
 from madang.policy.residency import allowed_sites, is_allowed
@@ -24,6 +24,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """A tenant's key that was accepted here.
 
     Attributes:
+        project_id: whose budget it uses; empty where that is not known.
         is_transit: this site may only pass the request on, unread.
     """
 
@@ -32,6 +33,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     residency: Residency
     data_class: DataClass
     is_transit: bool = False
+    project_id: ProjectId = ProjectId("")
 
 
 def authenticate(desired: Desired, authorization: bytes | None, now_s: float) -> Caller:

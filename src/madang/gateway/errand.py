@@ -10,7 +10,7 @@ import msgspec
 
 from madang.core import KeyId, RequestId, SiteId, TenantId
 from madang.gateway.feed import LiveReplica
-from madang.model import DataClass, Outcome, Residency
+from madang.model import DataClass, Outcome, PriorityClass, Residency
 from madang.policy.routing import Refusal, RefusalReason
 from madang.wire.openai import Endpoint
 from madang.wire.openai_answers import TokenCount
@@ -28,6 +28,7 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True):
         hops: gateways passed before this one.
         is_transit: the body may not be read here.
         is_bound: no other site is asked, whatever residency allows.
+        priority: its class.
     """
 
     request_id: RequestId
@@ -42,6 +43,7 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True):
     hops: int = 0
     is_transit: bool = False
     is_bound: bool = False
+    priority: PriorityClass = PriorityClass.INTERACTIVE
 
     @property
     def is_from_peer(self) -> bool:

@@ -258,6 +258,7 @@ class Journey:
             is_estimated=served.count.is_estimated,
             is_streamed=self.request is not None and self.request.is_stream,
             hops=errand.hops,
+            priority=errand.priority,
             started_at_s=self._started_s,
             ttft_s=None if ttft_ns is None else ns_to_s(ttft_ns),
             duration_s=ns_to_s(ended_ns - self._started_ns),

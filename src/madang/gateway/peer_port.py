@@ -23,7 +23,7 @@ from madang.gateway.feed import OWN, Desired, Live
 from madang.gateway.journey import Journey
 from madang.gateway.peer_leg import REFUSED_FIELD
 from madang.gateway.relay import Relay
-from madang.model import DataClass
+from madang.model import DataClass, PriorityClass
 from madang.policy.residency import is_allowed
 from madang.wire.openai import Endpoint
 from madang.wire.openai_errors import ApiError, ErrorCode
@@ -171,6 +171,7 @@ class PeerPort:
             service=found.service,
             hops=found.hops,
             is_bound=found.hops == 0,
+            priority=PriorityClass.INTERACTIVE if found.hops else PriorityClass.BATCH,
         )
 
     def _refuse(self, exchange: Exchange, error: ApiError) -> None:

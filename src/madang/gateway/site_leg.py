@@ -166,7 +166,7 @@ def _unreachable(site: str, reason: str) -> ApiError:
 def _head_fields(caller: Caller, request_id: RequestId, token: str) -> bytes:
     return (
         f"authorization: Bearer {token}\r\n{TENANT_FIELD}: {caller.tenant_id}\r\n"
-        f"{PROJECT_FIELD}: {getattr(caller, 'project_id', '')}\r\n{KEY_FIELD}: {caller.key_id}\r\n"
+        f"{PROJECT_FIELD}: {caller.project_id}\r\n{KEY_FIELD}: {caller.key_id}\r\n"
         f"{REQUEST_ID_FIELD}: {request_id}\r\n{DATA_CLASS_FIELD}: {caller.data_class.value}\r\n"
     ).encode()
 

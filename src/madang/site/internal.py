@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from madang.core import KeyId, MadangError, ProjectId, Rejected, RequestId, TenantId, Unavailable
+from madang.core import Fault, KeyId, MadangError, ProjectId, Rejected, RequestId, TenantId, Unavailable
 from madang.model import DataClass
 from madang.runtime.telemetry import EventLog
 from madang.wire.openai_errors import ApiError, ErrorCode, encode_error
@@ -75,6 +75,8 @@ def make_internal_app(routes: Sequence[Route], token: bytes, log: EventLog) -> A
 
     async def on_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, MadangError)
+        if isinstance(error, Unavailable | Fault):
+            log.warning("internal_request_not_served", reason=str(error))
         return _error_response(_worded(error))
 
     async def on_http(request: Request, error: Exception) -> Response:
@@ -102,14 +104,15 @@ def make_internal_app(routes: Sequence[Route], token: bytes, log: EventLog) -> A
 
 
 def _worded(error: MadangError) -> ApiError:
-    """Return an error in the tenants' words."""
+    """Return an error in the tenants' words: paths and disks are the operator's, and stand in the log."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Unavailable):
-        return ApiError(ErrorCode.NO_REPLICA, error.message, retry_after_s=error.retry_after_s or 1.0)
+        message = "this site's storage cannot be used at the moment"
+        return ApiError(ErrorCode.NO_REPLICA, message, retry_after_s=error.retry_after_s or 1.0)
     if isinstance(error, Rejected):
         return ApiError(ErrorCode.INVALID_REQUEST, error.message)
-    return ApiError(ErrorCode.UPSTREAM_FAILED, error.message, status=500)
+    return ApiError(ErrorCode.UPSTREAM_FAILED, "what this site stored of it is damaged", status=500)
 
 
 def _error_response(error: ApiError) -> Response:
