@@ -285,3 +285,15 @@ def test_a_peer_serves_responses_and_rerank(lab: Lab, site: LabSite) -> None:
     lab.engines[1].vectors = [[1.0, 0.0], [0.0, 1.0]]
     ranked = post(entry, "/v1/rerank", {"model": EMBED, "query": "q", "documents": ["d"]})
     assert ranked.json["results"] == [{"index": 0, "relevance_score": 0.0}]
+
+
+def test_a_models_card_says_what_it_can_do(client: openai.OpenAI) -> None:
+    cards = {card.id: card for card in client.models.list()}
+    assert (cards[CHAT].owned_by, cards[CHAT].object) == ("madang", "model")
+    assert cards[CHAT].madang == {
+        "task": "chat",
+        "endpoints": ["/v1/chat/completions", "/v1/completions", "/v1/responses"],
+        "features": ["json_schema", "logprobs"],
+        "context_tokens": 4096,
+    }
+    assert client.models.retrieve(EMBED).madang["endpoints"] == ["/v1/embeddings", "/v1/rerank"]

@@ -12,11 +12,13 @@ from madang.gateway.errand import Errand
 from madang.gateway.exchange import JSON_TYPE, Exchange
 from madang.gateway.feed import Desired, service_of
 from madang.gateway.journey import Journey, unknown_model
+from madang.gateway.model_cards import make_card
+from madang.gateway.once import IDEMPOTENCY_FIELD, OnceJourney, OnceTable
 from madang.gateway.relay import Relay, id_fields
 from madang.gateway.site_leg import SiteLeg, SiteLink, SiteRoute, find_site_route
 from madang.policy.routing import Ask, Refusal, RefusalReason, choose_route
 from madang.wire.openai import Endpoint
-from madang.wire.openai_answers import ModelCard, encode_model, encode_models
+from madang.wire.openai_answers import encode_model, encode_models
 from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.passes import HOPS_MAX
 
@@ -30,6 +32,7 @@ class TenantPort:
     def __init__(self, relay: Relay, site_link: SiteLink) -> None:
         self._relay = relay
         self._site_link = site_link
+        self._once = OnceTable(relay.settings.feed_dir / "once", relay.clock)
 
     def on_head(self, exchange: Exchange) -> None:
         """Judge a request by its head; what may go on gets a journey."""
@@ -51,7 +54,11 @@ class TenantPort:
                 self._site_link.open(exchange, caller, request_id, endpoint)
                 return
             self._relay.check_open()
-            Journey(self._relay, exchange, self._errand(request_id, caller, endpoint))
+            errand = self._errand(request_id, caller, endpoint)
+            if IDEMPOTENCY_FIELD in exchange.head.fields:
+                OnceJourney(self._relay, exchange, errand, self._once)
+            else:
+                Journey(self._relay, exchange, errand)
         except ApiError as error:
             self._relay.meter.count_request(label, error.status, "")
             is_close = error.code is ErrorCode.RESIDENCY_VIOLATION
@@ -81,11 +88,11 @@ class TenantPort:
     def _models(self, desired: Desired, caller: Caller, path: str) -> bytes:
         if path == MODELS_PATH:
             names = sorted(name for name in desired.services if self._is_served(desired, caller, name))
-            return encode_models([ModelCard(id=name) for name in names])
+            return encode_models([make_card(desired, self._relay.feed.live, caller, name) for name in names])
         name = unquote(path.removeprefix(MODELS_PATH + "/"))
         if not self._is_served(desired, caller, name):
             raise unknown_model(name)
-        return encode_model(ModelCard(id=name))
+        return encode_model(make_card(desired, self._relay.feed.live, caller, name))
 
     def _is_served(self, desired: Desired, caller: Caller, name: str) -> bool:
         """Return whether the tenant may use a service and somebody legal serves it now, if only from a queue."""

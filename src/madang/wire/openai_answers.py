@@ -529,12 +529,19 @@ def _members(key: str, value: Any) -> tuple[bytes, bytes]:
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of `GET /v1/models`: a service that the tenant may use and somebody serves."""
+    """One entry of `GET /v1/models`: a service that the tenant may use and somebody serves.
+
+    Attributes:
+        created: 0, since a service's age is nobody's fact.
+        owned_by: the tenants that alone may use it, or the federation.
+        madang: what OpenAI's clients ignore: task, endpoints, features of the engines at this site.
+    """
 
     id: str
     created: int = 0
     owned_by: str = "madang"
     object: str = "model"
+    madang: dict[str, Any] = {}
 
 
 def encode_models(cards: list[ModelCard]) -> bytes:
