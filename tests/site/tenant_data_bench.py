@@ -5,7 +5,9 @@ The site's own process around them is played by the bench: it serves the interna
 
 import asyncio
 import contextlib
+import functools
 import json
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +83,17 @@ class FakeGateway:
         return server
 
 
+@functools.cache
+def empty_database() -> bytes:
+    """The bytes of a migrated database: making one takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "site.db"
+        database = Store(sqlite_url(path))
+        upgrade_schema(database.engine, MIGRATIONS)
+        database.close()
+        return path.read_bytes()
+
+
 def completion(body: dict[str, Any]) -> Response:
     """An answer that says the question again."""
     text = body["messages"][0]["content"]
@@ -124,8 +137,10 @@ class Bench:
 
     async def start(self) -> None:
         prepare_site(self.settings)
-        self._database = Store(sqlite_url(self.folder / "site.db"))
-        upgrade_schema(self._database.engine, MIGRATIONS)
+        path = self.folder / "site.db"
+        if not path.exists():
+            path.write_bytes(empty_database())
+        self._database = Store(sqlite_url(path))
         log = EventLog(self.clock)
         self.data = make_tenant_data(
             settings=self.settings,

@@ -375,3 +375,38 @@ def test_secrets_are_the_owners_alone(tmp_path: Path) -> None:
         assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "files").iterdir())
 
     run(tmp_path, play)
+
+
+@pytest.mark.deep
+def test_deaths_at_any_moment_double_and_lose_nothing(tmp_path: Path) -> None:
+    async def play(bench: Bench) -> None:
+        async def answer(body: dict[str, Any]) -> Response:
+            await asyncio.sleep(0.004)
+            return completion(body)
+
+        bench.gateway.answer = answer
+        made = await bench.batch(lines(*[f"q{number}" for number in range(40)]))
+        deaths = 0
+        while (await bench.show(made["id"]))["status"] != "completed":
+            assert deaths < 200, "it never gets on"
+            await asyncio.sleep(0.005 + 0.007 * (deaths % 11))
+            await bench.restart()
+            deaths += 1
+        batch = await bench.show(made["id"])
+        assert deaths > 5
+        assert batch["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
+        output = await bench.results(batch["output_file_id"])
+        assert {one["response"]["body"]["choices"][0]["message"]["content"] for one in output.values()} == {
+            f"re: q{number}" for number in range(40)
+        }
+        attempts: dict[str, list[int]] = {}
+        for found, _ in bench.gateway.asked:
+            attempts.setdefault(found.request_id, []).append(found.attempt)
+        assert len(attempts) == 40
+        assert all(sorted(set(tries)) == tries for tries in attempts.values()), "a try replaces those before it"
+        assert len(bench.gateway.asked) <= 40 + 2 * deaths, "only lines in flight ran again"
+        kept = (await bench.ask("GET", "/v1/files")).json()["data"]
+        assert len(list((tmp_path / "files").iterdir())) == len(kept) == 2
+        assert list((tmp_path / "batches").iterdir()) == []
+
+    run(tmp_path, play)

@@ -6,6 +6,7 @@ itself, which only the site process and its gateway hold.
 """
 
 import hashlib
+import ssl
 from collections.abc import Callable
 
 import httpx
@@ -82,6 +83,7 @@ class GatewayCalls:
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=connections_max, max_keepalive_connections=connections_max),
             trust_env=False,
+            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # plain HTTP inside the site: no certificates are loaded
         )
 
     async def close(self) -> None:

@@ -108,9 +108,9 @@ class InputCheck:
         return len(self.errors) >= ERRORS_MAX or self.total > self._lines_max
 
     def take(self, data: bytes) -> None:
-        """Judge the next line."""
+        """Judge the next line, unless there is no use in it."""
         self._number += 1
-        if not data.strip():
+        if self.is_hopeless or not data.strip():
             return
         self.total += 1
         if self.total > self._lines_max:

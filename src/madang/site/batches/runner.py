@@ -119,7 +119,8 @@ class BatchRunner:
                 if trouble is None:
                     return
                 if isinstance(trouble, Fault):
-                    await self._fail(batch, trouble)
+                    trouble = await self._fail(batch, trouble)
+                if trouble is None:
                     return
                 kit.log.warning("batch_waits", batch=batch.batch_id, reason=trouble.message)
                 await asyncio.sleep(delay_s)
@@ -149,8 +150,8 @@ class BatchRunner:
             return await self._kit.store.read(partial(revise_batch, batch_id=batch.batch_id, change=lambda one: one))
         return batch
 
-    async def _fail(self, batch: Batch, fault: MadangError) -> None:
-        """Give a batch up whose stored parts are damaged; said to its owner and in the log."""
+    async def _fail(self, batch: Batch, fault: MadangError) -> MadangError | None:
+        """Give a batch up whose stored parts are damaged, said to its owner and in the log; return what hinders it."""
         self._kit.log.error("batch_damaged", batch=batch.batch_id, reason=str(fault))
         error = BatchError(code="storage_error", message="what this site stored of the batch is damaged")
         now_s = self._kit.clock.wall_s()
@@ -160,7 +161,11 @@ class BatchRunner:
                 return before
             return msgspec.structs.replace(before, stopped=error).become(BatchStatus.FAILED, now_s)
 
-        await self._kit.store.write(partial(revise_batch, batch_id=batch.batch_id, change=change))
+        try:
+            await self._kit.store.write(partial(revise_batch, batch_id=batch.batch_id, change=change))
+        except Unavailable as error:
+            return error
+        return None
 
 
 def _first(group: ExceptionGroup[Any]) -> MadangError:
