@@ -22,7 +22,7 @@ from madang.site.batches.lines import (
 )
 from madang.site.batches.results import Result, ResultLog
 from madang.site.batches.runner import choose_active
-from madang.site.batches.state import ERRORS_MAX, Batch
+from madang.site.batches.state import ERRORS_MAX, Batch, BatchStatus
 from madang.site.batches.verdict import QUOTA_WAIT_S_MAX, SILENT, UNREACHED, Answer, Verdict, judge
 from madang.site.files.crypt import CHUNK_BYTES, ChunkCipher, open_key, seal_key
 
@@ -132,16 +132,23 @@ def make_batch(tenant: str, number: int) -> tuple[Batch, bytes]:
         endpoint=CHAT,
         input_file_id="f",
         created_at_s=number,
-        expires_at_s=number,
+        expires_at_s=99.0 if number == 2 else 1000.0,
     )
     return batch, b""
 
 
-def test_tenants_take_turns() -> None:
+def test_tenants_take_turns_and_what_only_ends_waits_for_nobody() -> None:
     running = [*(make_batch("a", number) for number in range(5)), make_batch("b", 5), make_batch("c", 6)]
-    assert [batch.batch_id for batch, _ in choose_active(running, frozenset(), 4)] == ["a0", "b5", "c6", "a1"]
-    assert [batch.batch_id for batch, _ in choose_active(running, frozenset({"a0", "a1"}), 4)] == ["b5", "c6"]
-    assert choose_active(running, frozenset({"a0", "a1"}), 2) == []
+
+    def choose(at_work: set[str], now_s: float = 0.0, most: int = 4) -> list[str]:
+        return [batch.batch_id for batch, _ in choose_active(running, frozenset(at_work), now_s, most)]
+
+    assert choose(set()) == ["a0", "b5", "c6", "a1"]
+    assert choose({"a0", "a1"}) == ["b5", "c6"]
+    assert choose({"a0", "a1"}, most=2) == []
+    running[4] = (running[4][0].become(BatchStatus.CANCELLING, 1.0), b"")
+    assert choose({"a0", "a1"}, most=2) == ["a4"]
+    assert choose({"a0", "a1"}, now_s=99.0, most=2) == ["a2", "a4"], "the window of a2 closed"
 
 
 def test_a_key_opens_only_under_its_master_and_for_its_file() -> None:

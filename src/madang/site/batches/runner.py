@@ -21,6 +21,8 @@ from madang.site.signal import Signal
 
 ACTIVE_MAX = 8
 """Batches at work at once; each holds a few megabytes."""
+ENDING_MAX = 4
+"""Batches that are begun only to be ended, at each look."""
 WAITING_LOOKED_AT_MAX = 512
 TICK_S = 1.0
 TROUBLE_S_MIN = 1.0
@@ -29,25 +31,30 @@ FORGET_PERIOD_TICKS = 3600
 
 
 def choose_active(
-    running: Iterable[tuple[Batch, bytes]], at_work: frozenset[str], most: int
+    running: Iterable[tuple[Batch, bytes]], at_work: frozenset[str], now_s: float, most: int = ACTIVE_MAX
 ) -> list[tuple[Batch, bytes]]:
     """Return the batches to begin with now, at most as many as there is room for.
+
+    Those that only have to be brought to their end, since they were cancelled or their window closed, wait for nobody.
 
     Args:
         running: all that are not over, oldest first.
         at_work: ids of those that have begun; they stay.
+        now_s: wall time.
         most: at work at once.
     """
     before: Counter[str] = Counter()
-    ranked = []
+    ending, ranked = [], []
     for place, (batch, sealed_key) in enumerate(running):
-        if batch.batch_id in at_work:
-            before[batch.tenant_id] += 1
-            continue
-        ranked.append((before[batch.tenant_id], place, batch, sealed_key))
+        if batch.batch_id not in at_work:
+            if batch.status is BatchStatus.CANCELLING or batch.expires_at_s <= now_s:
+                ending.append((batch, sealed_key))
+                continue
+            ranked.append((before[batch.tenant_id], place, batch, sealed_key))
         before[batch.tenant_id] += 1
     ranked.sort(key=lambda item: item[:2])
-    return [(batch, sealed_key) for _, _, batch, sealed_key in ranked[: max(0, most - len(at_work))]]
+    room = max(0, most - len(at_work))
+    return ending[:ENDING_MAX] + [(batch, sealed_key) for _, _, batch, sealed_key in ranked[:room]]
 
 
 class BatchRunner:
@@ -103,7 +110,7 @@ class BatchRunner:
             work = self._works.get(batch.batch_id)
             if work is not None and batch.status is BatchStatus.CANCELLING:
                 work.cancel()
-        for batch, sealed_key in choose_active(running, frozenset(self._works), ACTIVE_MAX):
+        for batch, sealed_key in choose_active(running, frozenset(self._works), self._kit.clock.wall_s()):
             self._works[batch.batch_id] = None
             tasks.create_task(self._drive(batch, sealed_key), name=f"batch {batch.batch_id}")
         for work in list(self._works.values()):
