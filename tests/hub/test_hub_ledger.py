@@ -161,6 +161,18 @@ def test_any_bytes_are_judged(data):
     assert bool(good) is not bool(bad) or good == []
 
 
+def test_money_that_cannot_be_is_not_believed():
+    data = make_batch(
+        "daegu",
+        event(1, charge_micro_won=-1),
+        event(2, charge_micro_won=5, overdraw_micro_won=6),
+        event(3, charge_micro_won=5, overdraw_micro_won=5),
+    )
+    good, bad = judge_batch("daegu", data)
+    assert [item.charge_micro_won for item in good] == [5]
+    assert [refusal.why.split(" is ")[0] for refusal in bad] == ["charge_micro_won", "overdraw_micro_won"]
+
+
 def test_sums_by_group_span_and_tenant(store):
     day_s = 86400
     put(
@@ -168,8 +180,8 @@ def test_sums_by_group_span_and_tenant(store):
         event(1, started_at_s=day_s * 10 + 1.5),
         event(2, started_at_s=day_s * 11 - 0.5, tenant_id="parts"),
         event(3, started_at_s=day_s * 11),
-        event(4, 1, started_at_s=day_s * 11),
-        event(4, 2, started_at_s=day_s * 11 + 5, completion_tokens=100),
+        event(4, 1, started_at_s=day_s * 11, charge_micro_won=7, project_id="er"),
+        event(4, 2, started_at_s=day_s * 11 + 5, completion_tokens=100, charge_micro_won=50, project_id="er"),
     )
 
     def ask(group_by=(), tenant_id=None, since_s=None, until_s=None):
@@ -177,7 +189,15 @@ def test_sums_by_group_span_and_tenant(store):
             lambda c: sum_usage(c, tenant_id=tenant_id, since_s=since_s, until_s=until_s, group_by=group_by)
         )
 
-    assert ask()[0] == {"requests": 4, "events": 5, "prompt_tokens": 40, "completion_tokens": 115, "superseded": 1}
+    assert ask()[0] == {
+        "requests": 4,
+        "events": 5,
+        "prompt_tokens": 40,
+        "completion_tokens": 115,
+        "charge_micro_won": 50,
+        "superseded": 1,
+    }
+    assert {row["project"]: row["charge_micro_won"] for row in ask(["project"])} == {"": 0, "er": 50}
     days = ask(["day"])
     assert [(row["day"], row["requests"]) for row in days] == [(day_s * 10, 2), (day_s * 11, 2)]
     assert [row["tenant"] for row in ask(["tenant", "day"])] == ["clinic", "clinic", "parts"]

@@ -7,7 +7,7 @@ import typer
 from madang.cli.access import Access, SiteOption, command, rows_of, with_access
 from madang.cli.terminal import field, print_json, print_table
 
-GROUPS = ("tenant", "service", "site", "model", "day")
+GROUPS = ("tenant", "project", "service", "site", "model", "priority", "day")
 
 
 def register(app: typer.Typer) -> None:
@@ -50,6 +50,8 @@ def _show_usage(
     site: SiteOption = None,
 ) -> None:
     """What was consumed, from the ledger; `events` lists single requests."""
+    from madang.cli.values import render_won
+
     groups = _check_groups(group_by)
     with access.hub_or_site(site) as api:
         found = api.get(
@@ -78,6 +80,7 @@ def _show_usage(
             ("EVENTS", field("events")),
             ("PROMPT TOKENS", field("prompt_tokens")),
             ("COMPLETION TOKENS", field("completion_tokens")),
+            ("WON", lambda row: render_won(row.get("charge_micro_won"))),
         ),
         rows,
     )
@@ -103,7 +106,7 @@ def _list_events(
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="The newest so many.")] = 20,
 ) -> None:
     """List the newest events of the ledger: one for each attempt at a request."""
-    from madang.cli.values import render_instant
+    from madang.cli.values import render_instant, render_won
 
     with access.hub() as hub:
         rows = rows_of(hub.get("/api/v1/usage/events", {"limit": limit}), "events")
@@ -122,6 +125,7 @@ def _list_events(
             ("PROMPT", field("prompt_tokens")),
             ("COMPLETION", field("completion_tokens")),
             ("SECONDS", field("duration_s")),
+            ("WON", lambda row: render_won(row.get("charge_micro_won"))),
         ),
         rows,
     )

@@ -13,6 +13,7 @@ import msgspec
 
 from madang.core import Rejected
 from madang.model import Residency, ResidencyScope
+from madang.model.price import MICRO_WON_PER_WON
 
 _DURATION = re.compile(r"(\d{1,9})([smhdw])\Z")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -70,6 +71,13 @@ def render_instant(value: object) -> str:
     if not isinstance(value, int | float):
         return "never"
     return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def render_won(micro_won: object) -> str:
+    """Return an amount in won, to four places where it is not whole, `-` for none."""
+    if not isinstance(micro_won, int):
+        return "-"
+    return f"{micro_won / MICRO_WON_PER_WON:,.4f}".rstrip("0").rstrip(".")
 
 
 def read_facts(path: Path, table: str, kind: type[T]) -> tuple[T, ...]:

@@ -23,6 +23,8 @@ REFUSED_ROWS_MAX = 100_000
 EVENTS_PER_PAGE_MAX = 1000
 _TOKENS_MAX = 2**40
 _SECONDS_MAX = 1e11
+_MICRO_WON_MAX = 10**15
+"""A thousand million won for one request is a mistake; a million of them still add up within 64 bits."""
 _IN_MAX = 500
 _DAY_S = 86400
 
@@ -109,6 +111,9 @@ def find_problem(event: UsageEvent, subject_site: str) -> str:
         ("started_at_s", event.started_at_s, _SECONDS_MAX),
         ("duration_s", event.duration_s, _SECONDS_MAX),
         ("ttft_s", event.ttft_s or 0.0, _SECONDS_MAX),
+        ("audio_ms", event.audio_ms, _TOKENS_MAX),
+        ("charge_micro_won", event.charge_micro_won, _MICRO_WON_MAX),
+        ("overdraw_micro_won", event.overdraw_micro_won, event.charge_micro_won),
     )
     for name, value, most in numbers:
         if not 0 <= value <= most:
@@ -146,7 +151,7 @@ def enter(
 
 
 def _values(event: UsageEvent) -> dict[str, Any]:
-    return {**msgspec.structs.asdict(event), "outcome": event.outcome.value}
+    return {**msgspec.structs.asdict(event), "outcome": event.outcome.value, "priority": event.priority.value}
 
 
 def _json(event: UsageEvent) -> str:
@@ -244,7 +249,7 @@ def read_totals(connection: sa.Connection) -> LedgerTotals:
     return LedgerTotals(events=events, requests=requests, refused=refused)
 
 
-GROUPS = ("tenant", "service", "site", "model", "day")
+GROUPS = ("tenant", "project", "service", "site", "model", "priority", "day")
 
 
 def sum_usage(
@@ -271,9 +276,11 @@ def sum_usage(
     day_s = sa.cast(day, sa.BigInteger) * _DAY_S
     columns = {
         "tenant": LEDGER.c.tenant_id,
+        "project": LEDGER.c.project_id,
         "service": LEDGER.c.service,
         "site": LEDGER.c.site,
         "model": LEDGER.c.model,
+        "priority": LEDGER.c.priority,
         "day": day_s,
     }
     groups = [columns[name].label(name) for name in group_by]
@@ -284,6 +291,7 @@ def sum_usage(
         sa.func.count().label("events"),
         sa.func.coalesce(sa.func.sum(LEDGER.c.prompt_tokens).filter(billed), 0).label("prompt_tokens"),
         sa.func.coalesce(sa.func.sum(LEDGER.c.completion_tokens).filter(billed), 0).label("completion_tokens"),
+        sa.func.coalesce(sa.func.sum(LEDGER.c.charge_micro_won).filter(billed), 0).label("charge_micro_won"),
         sa.func.count().filter(LEDGER.c.is_superseded.is_(True)).label("superseded"),
     ).select_from(LEDGER)
     if tenant_id is not None:
