@@ -5,6 +5,7 @@ import json
 import struct
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from tests.gateway.lab import CHAT, CITY, CLINIC, EMBED, Lab, LabSite, wait_until
 
 from madang.model import Outcome
@@ -113,8 +114,19 @@ def test_metrics_and_health(lab: Lab, site: LabSite) -> None:
     assert site.request("GET", "/healthz", port="admin").status == 200
     assert site.request("GET", "/readyz", port="admin").json["is_ready"] is True
     text = site.request("GET", "/metrics", port="admin").body.decode()
-    assert 'madang_gateway_requests_total{endpoint="/v1/chat/completions",site="daegu",status="200"} 1.0' in text
-    assert 'madang_gateway_tokens_total{kind="completion",service="qwen"} 3.0' in text
+    samples = {
+        (sample.name, *(f"{name}={value}" for name, value in sorted(sample.labels.items()) if name != "le"))
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.value > 0
+    }
+    where = ("chip=cpu", "priority=interactive", "service=qwen", "site=daegu")
+    chip, *rest = where
+    answered = (chip, "endpoint=/v1/chat/completions", *rest, "status=200")
+    assert ("madang_gateway_requests_total", *answered) in samples
+    assert ("madang_gateway_tokens_total", chip, "kind=completion", *rest) in samples
+    for name in ("ttft", "tpot", "queue"):
+        assert (f"madang_gateway_{name}_seconds_count", *where) in samples
     assert "madang_gateway_usage_commit_seconds_count 1.0" in text
     assert CITY.name not in text
     assert answer.headers["x-request-id"] not in text

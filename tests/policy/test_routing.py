@@ -1,10 +1,11 @@
 """Routing over random worlds, judged by an oracle that shares no code with the filter, and the order of preference."""
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from madang.core import ReplicaId, SiteId
-from madang.model import Residency, ResidencyScope, Site
+from madang.model import PriorityClass, Residency, ResidencyScope, Site
 from madang.policy.routing import (
     DIGEST_AGE_MAX_S,
     QUEUE_PER_SLOT_MAX,
@@ -20,6 +21,7 @@ from madang.policy.routing import (
     choose_route,
     is_peer_current,
     legal_sites,
+    predict_room_s,
 )
 
 NAMES = ["daegu", "gumi", "gwangju", "busan", "national"]
@@ -72,6 +74,7 @@ asks = st.builds(
     residency=residencies,
     hops_left=st.integers(0, 1),
     is_local_barred=st.booleans(),
+    priority=st.sampled_from(PriorityClass),
 )
 views = st.builds(View, site=st.sampled_from(NAMES).map(SiteId), sites=sites, replicas=replicas, peers=peers)
 seeds = st.integers(0, 2**64 - 1)
@@ -242,6 +245,40 @@ def test_digests_and_legal_sites() -> None:
 def test_no_hop_left_means_no_peer() -> None:
     ask = Ask(service="qwen", residency=ANY, hops_left=0)
     assert choose_route(ask, view(peer("gumi", 4, 0)), (), 0) == Refusal(RefusalReason.NO_REPLICA, 5.0)
+
+
+@given(asks, views, seeds)
+def test_a_higher_class_is_never_refused_where_a_lower_one_is_served(ask: Ask, view: View, seed: int) -> None:
+    served = [
+        not isinstance(choose_route(msgspec.structs.replace(ask, priority=priority), view, (), seed), Refusal)
+        for priority in sorted(PriorityClass, key=lambda one: one.rank)
+    ]
+    assert served == sorted(served, reverse=True)
+
+
+def test_who_is_shed_when_a_replica_fills() -> None:
+    """Eight slots: batch fills six and never waits, interactive two deep, clinical three deep."""
+
+    def is_served(priority: PriorityClass, in_flight: int) -> bool:
+        ask = Ask(service="qwen", residency=ANY, hops_left=1, priority=priority)
+        return not isinstance(choose_route(ask, view(replica("a", 8, in_flight)), (), 0), Refusal)
+
+    full_at = {
+        priority: min(count for count in range(40) if not is_served(priority, count)) for priority in PriorityClass
+    }
+    assert full_at == {PriorityClass.BATCH: 6, PriorityClass.INTERACTIVE: 24, PriorityClass.CLINICAL: 32}
+    one_slot = Ask(service="qwen", residency=ANY, hops_left=1, priority=PriorityClass.BATCH)
+    assert choose_route(one_slot, view(replica("a", 1, 0)), (), 0) == ToReplica(ReplicaId("a"))
+
+
+def test_when_to_come_again_follows_from_what_leaves() -> None:
+    full = (ReplicaChoice(ReplicaId("a"), 8, 24),)
+    soon, late = (predict_room_s(PriorityClass.INTERACTIVE, full, 48.0, seed) for seed in (0, 2**64 - 1))
+    assert min(soon, late) >= 2.0
+    assert max(soon, late) <= 4.0, "24 in flight of 48 s each: one leaves every 2 s"
+    assert predict_room_s(PriorityClass.INTERACTIVE, full, 0.0, 1) == 2.0, "not known"
+    assert predict_room_s(PriorityClass.BATCH, full, 0.01, 1) == 1.0
+    assert predict_room_s(PriorityClass.BATCH, full, 1e6, 1) == 60.0
 
 
 def test_many_worlds_without_a_violation() -> None:

@@ -82,7 +82,7 @@ class GatewayWorker:
         self._timers: list[asyncio.TimerHandle] = []
         for folder in (settings.feed_dir, settings.usage_dir):
             _make_folder(folder)
-        self.meter = Meter()
+        self.meter = Meter(settings.site)
         self.feed = FeedWatcher(settings.feed_dir, self._loop, clock, log)
         self.usage = UsageLog(
             settings.usage_dir,

@@ -8,7 +8,7 @@ that names UNSTREAMED_ABORT is asked for one object where the client wants one.
 
 from typing import TYPE_CHECKING
 
-from madang.core import Rejected
+from madang.core import Rejected, ns_to_s
 from madang.gateway.errand import AttemptFailure, Served, ignore_durable
 from madang.gateway.exchange import JSON_TYPE
 from madang.gateway.feed import LiveReplica
@@ -179,7 +179,7 @@ class EngineLeg:
 class GenerationLeg(EngineLeg):
     """An attempt at text: the engine streams, the client gets a stream or one object."""
 
-    __slots__ = ("_answer", "_first_token_ns", "_splitter", "_stream")
+    __slots__ = ("_answer", "_first_token_ns", "_itl", "_last_token_ns", "_splitter", "_stream")
 
     def __init__(self, journey: "Journey", replica: LiveReplica) -> None:
         super().__init__(journey, replica)
@@ -188,6 +188,8 @@ class GenerationLeg(EngineLeg):
         self._splitter = SseSplitter()
         self._answer = b""
         self._first_token_ns: int | None = None
+        self._last_token_ns = 0
+        self._itl = journey.meter_at(replica).itl
 
     def _on_accepted(self, fields: dict[bytes, bytes]) -> None:
         if not fields.get(b"content-type", b"").startswith(b"text/event-stream"):
@@ -201,8 +203,8 @@ class GenerationLeg(EngineLeg):
             stream.take_events(self._splitter.cut(data), pieces)
         except (EngineFailed, Rejected) as error:
             trouble = error.message
-        if self._first_token_ns is None and stream.has_token:
-            self._first_token_ns = self._relay.clock.monotonic_ns()
+        if stream.has_token:
+            self._note_tokens()
         if pieces:
             self._pass_on(b"".join(pieces))
         if trouble:
@@ -210,13 +212,21 @@ class GenerationLeg(EngineLeg):
         elif stream.is_done:
             self._settle()
 
+    def _note_tokens(self) -> None:
+        now_ns = self._relay.clock.monotonic_ns()
+        if self._first_token_ns is None:
+            self._first_token_ns = now_ns
+        else:
+            self._itl.observe(ns_to_s(now_ns - self._last_token_ns))
+        self._last_token_ns = now_ns
+
     def _pass_on(self, data: bytes) -> None:
         exchange = self._journey.exchange
         if exchange.is_begun:
             exchange.send(data)
             return
         self._journey.attempt_answers()
-        self._journey.count_answer(200, self._relay.site)
+        self._journey.count_answer(200, self._relay.site, self._replica.replica.chip_kind)
         exchange.start(200, SSE_FIELDS + self._answer_fields(), data)
 
     def _on_complete(self) -> None:
@@ -271,7 +281,7 @@ class GenerationLeg(EngineLeg):
         assert journey.request is not None
         if not journey.request.is_stream:
             journey.attempt_answers()
-            journey.count_answer(200, self._relay.site)
+            journey.count_answer(200, self._relay.site, self._replica.replica.chip_kind)
             exchange.respond(200, JSON_TYPE + self._answer_fields(), self._answer)
             return
         if not exchange.is_begun:
@@ -334,5 +344,5 @@ class WholeLeg(EngineLeg):
         if reason:
             journey.answer_error(log_error(reason))
             return
-        journey.count_answer(200, self._relay.site)
+        journey.count_answer(200, self._relay.site, self._replica.replica.chip_kind)
         journey.exchange.respond(200, JSON_TYPE + self._answer_fields(), self._answer)

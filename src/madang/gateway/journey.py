@@ -19,6 +19,7 @@ from madang.gateway.errand import AttemptFailure, Errand, Leg, Served, exhausted
 from madang.gateway.exchange import Exchange
 from madang.gateway.feed import Desired, LiveReplica, service_of
 from madang.gateway.legs import make_leg
+from madang.gateway.metrics import ServiceMeter
 from madang.gateway.peer_leg import REFUSED_FIELD, PeerLeg
 from madang.gateway.relay import Relay, id_fields
 from madang.gateway.usage_log import OnDurable
@@ -32,6 +33,7 @@ from madang.wire.surface import read_request
 
 ATTEMPTS_MAX = 3
 """Attempts at one request: a retry may run an inference twice, so it is bounded and counted."""
+_SHED_STATUSES = frozenset((429, 503))
 
 
 def unknown_model(name: str) -> ApiError:
@@ -49,6 +51,7 @@ class Journey:
         "_leg",
         "_route",
         "_seed",
+        "_sent_ns",
         "_started_ns",
         "_started_s",
         "_tried",
@@ -87,6 +90,7 @@ class Journey:
         self._has_unknown_fate = False
         self._started_ns = relay.clock.monotonic_ns()
         self._started_s = relay.clock.wall_s()
+        self._sent_ns = self._started_ns
         self._seed = int(errand.request_id[-16:], 16)
         exchange.listener = self
 
@@ -126,12 +130,13 @@ class Journey:
         desired, live = relay.feed.desired, relay.feed.live
         assert desired is not None
         assert live is not None
-        name = "" if self.service is None else self.service.name
+        name = self._service_name
         ask = Ask(
             service=name,
             residency=errand.residency,
             hops_left=0 if errand.is_bound else HOPS_MAX - errand.hops,
             is_local_barred=errand.is_transit,
+            priority=errand.priority,
         )
         route = choose_route(ask, relay.view(desired, live, name), self._tried, self._seed)
         if isinstance(route, Refusal):
@@ -146,6 +151,7 @@ class Journey:
                 self._leg = make_leg(self, replica)
             else:
                 self._leg = WholeLeg(self, replica) if self._is_asked_whole(replica) else GenerationLeg(self, replica)
+        self._sent_ns = relay.clock.monotonic_ns()
         self._leg.start()
 
     def attempt_failed(self, failure: AttemptFailure, reason: str) -> None:
@@ -155,7 +161,7 @@ class Journey:
         self._leg = None
         self._tried = (*self._tried, route)
         self._failure = failure
-        self.relay.meter.count_failover(failure.value)
+        self.relay.meter.count_retry(self._service_name, failure.value)
         if failure is not AttemptFailure.REFUSED:
             self.relay.note_failure(route, failure.value, reason)
         if isinstance(route, ToPeer) and failure.may_have_run:
@@ -184,7 +190,7 @@ class Journey:
             self.answer_error(error, is_elsewhere_better=True)
 
     def _final_error(self, refusal: Refusal | None) -> ApiError:
-        name = "" if self.service is None else self.service.name
+        name = self._service_name
         if self._failure is not None:
             return exhausted_error(name, self.relay.site, self._failure, len(self._tried))
         assert refusal is not None
@@ -202,11 +208,25 @@ class Journey:
         if is_elsewhere_better and self.errand.is_from_peer:
             fields += b"%b: %b\r\n" % (REFUSED_FIELD, error.code.value.encode())
         self.count_answer(error.status, "")
+        if error.status in _SHED_STATUSES:
+            priority = self.errand.priority.value
+            self.relay.meter.count_shed(self._service_name, priority, error.code.value)
         self.exchange.fail(error, fields)
 
-    def count_answer(self, status: int, site: str) -> None:
-        """Count an answer in the metrics."""
-        self.relay.meter.count_request(self.errand.endpoint, status, site)
+    def count_answer(self, status: int, site: str, chip_kind: str = "") -> None:
+        """Count an answer in the metrics, by where it was served."""
+        errand = self.errand
+        self.relay.meter.count_request(
+            errand.endpoint, status, site, self._service_name, chip_kind, errand.priority.value
+        )
+
+    @property
+    def _service_name(self) -> str:
+        return "" if self.service is None else self.service.name
+
+    def meter_at(self, replica: LiveReplica) -> ServiceMeter:
+        """Return where what a replica does for this request is counted."""
+        return self.relay.meter.of(self._service_name, replica.replica.chip_kind, self.errand.priority.value)
 
     def _is_asked_whole(self, replica: LiveReplica) -> bool:
         """Return whether an engine is asked for its answer in one piece."""
@@ -264,11 +284,20 @@ class Journey:
             duration_s=ns_to_s(ended_ns - self._started_ns),
             audio_ms=served.audio_ms,
         )
-        if ttft_ns is not None:
-            relay.meter.ttft.observe(ns_to_s(ttft_ns))
-        if service is not None:
-            relay.meter.count_tokens(service.name, event.prompt_tokens, event.completion_tokens)
+        if replica is not None:
+            self._measure(event, self.meter_at(replica))
         relay.usage.append(event, on_durable)
+
+    def _measure(self, event: UsageEvent, meter: ServiceMeter) -> None:
+        meter.prompt_tokens += event.prompt_tokens
+        meter.completion_tokens += event.completion_tokens
+        meter.queue.observe(ns_to_s(self._sent_ns - self._started_ns))
+        if event.ttft_s is not None:
+            meter.ttft.observe(event.ttft_s)
+            if event.completion_tokens > 1:
+                meter.tpot.observe((event.duration_s - event.ttft_s) / (event.completion_tokens - 1))
+        if event.outcome is Outcome.COMPLETED:
+            self.relay.learn_duration(event.service, event.duration_s)
 
     def supersede_if_unknown(self) -> None:
         """The client left while nobody serves it: an earlier attempt of unknown fate must not be billed."""

@@ -196,7 +196,7 @@ class MappedLeg(EngineLeg):
             exchange.send(data)
             return
         self._journey.attempt_answers()
-        self._journey.count_answer(200, self._relay.site)
+        self._journey.count_answer(200, self._relay.site, self._replica.replica.chip_kind)
         exchange.start(200, SSE_FIELDS + self._answer_fields(), data)
 
     def _end_voice(self, voice: _Voice) -> None:
@@ -250,5 +250,5 @@ class MappedLeg(EngineLeg):
             exchange.end(self._last)
         else:
             journey.attempt_answers()
-            journey.count_answer(200, self._relay.site)
+            journey.count_answer(200, self._relay.site, self._replica.replica.chip_kind)
             exchange.respond(200, JSON_TYPE + self._answer_fields(), self._last)

@@ -1,19 +1,26 @@
 """What one worker counts, and its Prometheus text.
 
 Owns the counters and their names. The hot path adds to plain integers and dictionaries; the library's families are
-made when somebody scrapes. Labels are endpoints, statuses, sites and kinds of failure: never a tenant, a key or a
-request, and never a text that a client chose.
+made when somebody scrapes. Labels are endpoints, statuses, services of the catalog, sites, chips, classes and kinds of
+failure: never a tenant, a key or a request, and never a text that a client chose.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 TTFT_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+TOKEN_GAP_BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+QUEUE_BUCKETS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 COMMIT_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+
+
+SERIES_MAX = 5000
+"""Over this many combinations of labels, new ones are counted without service, site, chip and class."""
 
 
 class Histogram:
@@ -31,26 +38,62 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
-    def family(self, name: str, text: str) -> HistogramMetricFamily:
-        """Return it as the library's family."""
-        total = 0
-        buckets: list[tuple[str, float]] = []
-        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
-            total += count
-            buckets.append((bound, float(total)))
-        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum)
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return cumulative counts by upper bound, as the library wants them."""
+        counts = accumulate(map(float, self._counts))
+        return list(zip((*map(str, self._bounds), "+Inf"), counts, strict=True))
+
+    @property
+    def sum(self) -> float:
+        """The sum of what was observed."""
+        return self._sum
+
+
+class ServiceMeter:
+    """What one service did for one class on one kind of chip at this site.
+
+    Attributes:
+        ttft: request to first token, seconds, streams only.
+        tpot: mean time per token after the first, of each stream, seconds.
+        itl: time between two reads from an engine that brought tokens, seconds.
+        queue: request to the attempt that served it, seconds.
+    """
+
+    __slots__ = ("completion_tokens", "itl", "prompt_tokens", "queue", "tpot", "ttft")
+
+    def __init__(self) -> None:
+        self.prompt_tokens = self.completion_tokens = 0
+        self.ttft = Histogram(TTFT_BUCKETS_S)
+        self.tpot = Histogram(TOKEN_GAP_BUCKETS_S)
+        self.itl = Histogram(TOKEN_GAP_BUCKETS_S)
+        self.queue = Histogram(QUEUE_BUCKETS_S)
+
+
+_SERVICE_LABELS = ["service", "site", "chip", "priority"]
+_HISTOGRAMS = (
+    ("ttft", "Request to first token, of streams, at this gateway."),
+    ("tpot", "Mean time per token after the first, of each stream."),
+    ("itl", "Time between two reads from an engine that brought tokens."),
+    ("queue", "Request to the attempt that served it."),
+)
 
 
 class Meter(Collector):
     """Everything that one worker counts."""
 
-    def __init__(self) -> None:
-        self.requests: dict[tuple[str, int, str], int] = {}
-        self.tokens: dict[tuple[str, str], int] = {}
-        self.failovers: dict[str, int] = {}
+    def __init__(self, site: str) -> None:
+        """Begin at zero.
+
+        Args:
+            site: whose gateway this is; the label of what is served here.
+        """
+        self._site = site
+        self.requests: dict[tuple[str, int, str, str, str, str], int] = {}
+        self.services: dict[tuple[str, str, str], ServiceMeter] = {}
+        self.retries: dict[tuple[str, str], int] = {}
+        self.sheds: dict[tuple[str, str, str], int] = {}
         self.rejects: dict[int, int] = {}
         self.peer_refusals: dict[str, int] = {}
-        self.ttft = Histogram(TTFT_BUCKETS_S)
         self.commit = Histogram(COMMIT_BUCKETS_S)
         self.upstream_opened = self.upstream_reused = self.upstream_stale = 0
         self.clients_gone = 0
@@ -58,19 +101,32 @@ class Meter(Collector):
         self.connections = 0
         self.is_ready = False
 
-    def count_request(self, endpoint: str, status: int, site: str) -> None:
-        """Count an answer; `site` is where it was served, empty when nowhere."""
-        key = (endpoint, status, site)
+    def count_request(
+        self, endpoint: str, status: int, site: str, service: str = "", chip: str = "", priority: str = ""
+    ) -> None:
+        """Count an answer; `site` and `chip` are where it was served, empty when nowhere."""
+        key = (endpoint, status, service, site, chip, priority)
+        if len(self.requests) >= SERIES_MAX and key not in self.requests:
+            key = (endpoint, status, "", "", "", "")  # a peer's words for its chips are not ours to bound
         self.requests[key] = self.requests.get(key, 0) + 1
 
-    def count_tokens(self, service: str, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count tokens of a service of the catalog."""
-        for kind, tokens in (("prompt", prompt_tokens), ("completion", completion_tokens)):
-            self.tokens[service, kind] = self.tokens.get((service, kind), 0) + tokens
+    def of(self, service: str, chip: str, priority: str) -> ServiceMeter:
+        """Return the meter of a service of the catalog, for a class, on a kind of chip."""
+        key = (service, chip, priority)
+        found = self.services.get(key)
+        if found is None:
+            found = self.services[key] = ServiceMeter()
+        return found
 
-    def count_failover(self, reason: str) -> None:
+    def count_retry(self, service: str, reason: str) -> None:
         """Count an attempt that failed before its first byte."""
-        self.failovers[reason] = self.failovers.get(reason, 0) + 1
+        key = (service, reason)
+        self.retries[key] = self.retries.get(key, 0) + 1
+
+    def count_shed(self, service: str, priority: str, reason: str) -> None:
+        """Count a request that was refused for want of room, money or a replica."""
+        key = (service, priority, reason)
+        self.sheds[key] = self.sheds.get(key, 0) + 1
 
     def count_reject(self, status: int) -> None:
         """Count a request that HTTP itself forbids."""
@@ -84,12 +140,17 @@ class Meter(Collector):
         """Return every family; called when somebody scrapes."""
         yield _counter(
             "requests",
-            "Answers by endpoint, status and serving site.",
-            ["endpoint", "status", "site"],
-            (((endpoint, str(status), site), count) for (endpoint, status, site), count in self.requests.items()),
+            "Answers, by where they were served and with which status.",
+            ["endpoint", "status", *_SERVICE_LABELS],
+            (((key[0], str(key[1]), *key[2:]), count) for key, count in self.requests.items()),
         )
-        yield _counter("tokens", "Tokens by service and kind.", ["service", "kind"], self.tokens.items())
-        yield _by_one("failovers", "Attempts that failed before their first byte.", "reason", self.failovers)
+        yield from self._collect_services()
+        yield _counter(
+            "retries", "Attempts that failed before their first byte.", ["service", "reason"], self.retries.items()
+        )
+        yield _counter(
+            "sheds", "Requests refused for want of room.", ["service", "priority", "reason"], self.sheds.items()
+        )
         yield _by_one("http_rejects", "Requests that HTTP itself forbids.", "status", self.rejects)
         yield _by_one("peer_refusals", "Passes of peers that were refused.", "reason", self.peer_refusals)
         connections = {"opened": self.upstream_opened, "reused": self.upstream_reused, "stale": self.upstream_stale}
@@ -97,11 +158,31 @@ class Meter(Collector):
         yield _counter(
             "clients_gone", "Clients that left before their answer was complete.", [], [((), self.clients_gone)]
         )
-        yield self.ttft.family("madang_gateway_ttft_seconds", "Request to first token, at this gateway.")
-        yield self.commit.family("madang_gateway_usage_commit_seconds", "From an event's end to its durability.")
+        yield HistogramMetricFamily(
+            "madang_gateway_usage_commit_seconds",
+            "From an event's end to its durability.",
+            buckets=self.commit.buckets(),
+            sum_value=self.commit.sum,
+        )
         yield _gauge("in_flight_requests", "Requests that engines and peers work on.", self.in_flight)
         yield _gauge("open_connections", "Connections of clients.", self.connections)
         yield _gauge("is_ready", "Whether requests are taken.", int(self.is_ready))
+
+    def _collect_services(self) -> Iterable[Metric]:
+        tokens = CounterMetricFamily("madang_gateway_tokens", "Tokens by kind.", labels=[*_SERVICE_LABELS, "kind"])
+        families = [
+            HistogramMetricFamily(f"madang_gateway_{name}_seconds", text, labels=_SERVICE_LABELS)
+            for name, text in _HISTOGRAMS
+        ]
+        for (service, chip, priority), meter in self.services.items():
+            labels = [service, self._site, chip, priority]
+            tokens.add_metric([*labels, "prompt"], meter.prompt_tokens)
+            tokens.add_metric([*labels, "completion"], meter.completion_tokens)
+            for (name, _), family in zip(_HISTOGRAMS, families, strict=True):
+                histogram: Histogram = getattr(meter, name)
+                family.add_metric(labels, histogram.buckets(), sum_value=histogram.sum)
+        yield tokens
+        yield from families
 
     def render(self) -> bytes:
         """Return the Prometheus text."""

@@ -100,7 +100,7 @@ class ObjectLeg(EngineLeg):
         if reason:
             journey.answer_error(log_error(reason))
             return
-        journey.count_answer(200, self._relay.site)
+        journey.count_answer(200, self._relay.site, self._replica.replica.chip_kind)
         journey.exchange.respond(200, self._type_field + self._answer_fields(), self._answer)
 
 
@@ -180,7 +180,7 @@ class TranscriptStreamLeg(TranscriptionLeg):
             exchange.send(data)
             return
         self._journey.attempt_answers()
-        self._journey.count_answer(200, self._relay.site)
+        self._journey.count_answer(200, self._relay.site, self._replica.replica.chip_kind)
         exchange.start(200, SSE_FIELDS + self._answer_fields(), data)
 
     def _on_complete(self) -> None:

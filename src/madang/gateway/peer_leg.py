@@ -164,7 +164,7 @@ class PeerLeg:
         self._is_sse = fields.get(b"content-type", b"").startswith(b"text/event-stream")
         self._journey.attempt_answers()
         if self._is_sse:
-            self._journey.count_answer(status, self._peer.peer.site)
+            self._count_answer()
             self._journey.exchange.start(status, self._passed_on())
 
     def on_data(self, data: bytes) -> None:
@@ -188,7 +188,7 @@ class PeerLeg:
         if self._is_sse:
             self._journey.exchange.end()
             return
-        self._journey.count_answer(self._status, self._peer.peer.site)
+        self._count_answer()
         self._journey.exchange.respond(self._status, self._passed_on(), b"".join(self._body))
 
     def on_failed(self, failure: Failure, reason: str) -> None:
@@ -201,6 +201,10 @@ class PeerLeg:
             self._fail(_FAILURES[failure], reason)
 
     # --- ends
+
+    def _count_answer(self) -> None:
+        chip_kind = self._fields.get(b"x-madang-chip", b"").decode("latin-1")
+        self._journey.count_answer(self._status, self._peer.peer.site, chip_kind)
 
     def _passed_on(self) -> bytes:
         fields = self._fields

@@ -5,25 +5,36 @@ attempt; the simulator calls the same function. Residency is judged here for eve
 before, and a site that is not known is not legal.
 
 Order of preference: a replica of this site with a free slot; a legal peer with one; the queue of a replica here;
-a legal peer's queue; then the same among those that failed a moment ago. Within a class the most free slots or
+a legal peer's queue; then the same among those that failed a moment ago. Within a rank the most free slots or
 the shortest predicted wait win; ties fall by the request's seed among replicas, by name among peers.
+
+Classes differ only in how full a replica may be before they are refused: `batch` takes no more than three quarters
+of the slots and never waits, `interactive` lets two wait for each slot, `clinical` three. So when there is more work
+than room, batch is shed first, then interactive, and what is left is the clinic's; and since the lower class is
+refused at the door, no work is begun that would be thrown away.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import StrEnum
 
 import msgspec
 
 from madang.core import ReplicaId, SiteId, draw_unit
-from madang.model import Residency, Site
+from madang.model import PriorityClass, Residency, Site
 from madang.policy.residency import is_allowed
 
 DIGEST_AGE_MAX_S = 1.5
 """Three digest periods of 0.5 s: an older digest describes a site that may be gone."""
 QUEUE_PER_SLOT_MAX = 4
-"""Requests in flight per slot, over which a replica is full: three wait for each that runs. An engine that runs a
-request for 10 s makes the last of them wait half a minute, about what a client bears."""
+"""Requests in flight per slot, over which a replica is full for everybody: three wait for each that runs. An engine
+that runs a request for 10 s makes the last of them wait half a minute, about what a client bears."""
+INTERACTIVE_PER_SLOT_MAX = 3
+"""Requests in flight per slot, over which a replica is full for class `interactive`; the rest is for `clinical`."""
+BATCH_SLOTS_QUARTERS = 3
+"""Of four slots, how many class `batch` may fill; of fewer than four, all."""
 OVERLOADED_RETRY_S = 2.0
+"""For a full service whose requests' time is not known yet."""
+RETRY_S_MIN, RETRY_S_MAX = 1.0, 60.0
 NO_REPLICA_RETRY_S = 5.0
 """An engine restarts in 2 to 6 s (facts: engines)."""
 
@@ -35,12 +46,14 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
         service: empty when the body may not be read here; then any legal peer that serves anything will do.
         hops_left: how many more gateways it may pass.
         is_local_barred: true when this site must not serve it (an entry that may only pass it on).
+        priority: who goes first when there is not enough for all.
     """
 
     service: str
     residency: Residency
     hops_left: int
     is_local_barred: bool = False
+    priority: PriorityClass = PriorityClass.INTERACTIVE
 
 
 class ReplicaChoice(msgspec.Struct, frozen=True):
@@ -76,12 +89,14 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         sites: every site of the federation by name.
         replicas: ready replicas of the asked service here.
         peers: peers that may serve it, in any order.
+        duration_s: how long requests of the service took here of late, waiting included; 0 where that is not known.
     """
 
     site: SiteId
     sites: Mapping[SiteId, Site]
     replicas: tuple[ReplicaChoice, ...]
     peers: tuple[PeerChoice, ...]
+    duration_s: float = 0.0
 
 
 class ToReplica(msgspec.Struct, frozen=True):
@@ -124,22 +139,25 @@ def choose_route(ask: Ask, view: View, tried: Collection[Route], seed: int) -> R
         seed: of the request; the same arguments give the same answer.
     """
     replicas = _usable_replicas(ask, view, tried)
-    free = [choice for choice in replicas if not choice.is_suspect and choice.in_flight < choice.slots]
+    priority = ask.priority
+    free = [choice for choice in replicas if not choice.is_suspect and _has_free(priority, choice)]
     if free:
         return ToReplica(_most_free(free, seed).replica_id)
     peers = _usable_peers(ask, view, tried)
-    found = _first_peer(choice for choice in peers if not choice.is_suspect and choice.in_flight < choice.slots)
+    found = _first_peer(choice for choice in peers if not choice.is_suspect and _has_free(priority, choice))
     if found is not None:
         return found
     for is_suspect in (False, True):
-        room = [choice for choice in replicas if choice.is_suspect is is_suspect and _has_room(choice)]
+        room = [choice for choice in replicas if choice.is_suspect is is_suspect and _has_room(priority, choice)]
         if room:
             return ToReplica(_most_free(room, seed).replica_id)
-        found = _first_peer(choice for choice in peers if choice.is_suspect is is_suspect and _has_room(choice))
+        found = _first_peer(
+            choice for choice in peers if choice.is_suspect is is_suspect and _has_room(priority, choice)
+        )
         if found is not None:
             return found
     if replicas or peers:
-        return Refusal(RefusalReason.OVERLOADED, OVERLOADED_RETRY_S)
+        return Refusal(RefusalReason.OVERLOADED, predict_room_s(ask.priority, replicas or peers, view.duration_s, seed))
     if legal_sites(ask.residency, view.sites.values()):
         return Refusal(RefusalReason.NO_REPLICA, NO_REPLICA_RETRY_S)
     return Refusal(RefusalReason.RESIDENCY)
@@ -189,8 +207,48 @@ def _usable_peers(ask: Ask, view: View, tried: Collection[Route]) -> list[PeerCh
     ]
 
 
-def _has_room(choice: ReplicaChoice | PeerChoice) -> bool:
-    return choice.in_flight < choice.slots * QUEUE_PER_SLOT_MAX
+def _batch_slots(slots: int) -> int:
+    return slots if slots < 4 else slots * BATCH_SLOTS_QUARTERS // 4
+
+
+_PLACES: dict[PriorityClass, Callable[[int], int]] = {
+    PriorityClass.CLINICAL: lambda slots: slots * QUEUE_PER_SLOT_MAX,
+    PriorityClass.INTERACTIVE: lambda slots: slots * INTERACTIVE_PER_SLOT_MAX,
+    PriorityClass.BATCH: _batch_slots,
+}
+"""How many requests a replica, or a peer's replicas together, may have before a class is refused."""
+
+
+def _has_free(priority: PriorityClass, choice: ReplicaChoice | PeerChoice) -> bool:
+    slots = _batch_slots(choice.slots) if priority is PriorityClass.BATCH else choice.slots
+    return choice.in_flight < slots
+
+
+def _has_room(priority: PriorityClass, choice: ReplicaChoice | PeerChoice) -> bool:
+    return choice.in_flight < _PLACES[priority](choice.slots)
+
+
+def predict_room_s(
+    priority: PriorityClass, choices: Collection[ReplicaChoice | PeerChoice], duration_s: float, seed: int
+) -> float:
+    """Return after how many seconds a full service will probably have room for a class again.
+
+    The requests over the class's limit must leave first, and by Little's law they leave at in_flight / duration_s. A
+    part that differs by request is added, up to the same again, so that those who were refused together do not come
+    back together.
+
+    Args:
+        priority: the class that was refused.
+        choices: what is full.
+        duration_s: how long a request takes, waiting included; 0 where that is not known.
+        seed: of the request.
+    """
+    if duration_s <= 0.0:
+        return OVERLOADED_RETRY_S
+    in_flight = sum(choice.in_flight for choice in choices)
+    limit = sum(_PLACES[priority](choice.slots) for choice in choices)
+    wait_s = max(1, in_flight - limit + 1) * duration_s / max(1, in_flight)
+    return min(max(wait_s * (1.0 + draw_unit(seed)), RETRY_S_MIN), RETRY_S_MAX)
 
 
 def _most_free(choices: list[ReplicaChoice], seed: int) -> ReplicaChoice:
