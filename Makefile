@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UP_FLAGS ?=
+BENCH_FLAGS ?=
 PYTEST_FLAGS ?=
 
 help: ## show the targets
@@ -47,8 +48,8 @@ format: $(VENV)/.dev ## rewrite the sources as ruff likes them
 
 bench: bench-gateway ## every benchmark
 
-bench-gateway: $(VENV)/.dev ## what the gateway costs per request and per streamed chunk
-	@$(BIN)/python bench/gateway.py
+bench-gateway: $(VENV)/.dev ## what the gateway costs, beside HAProxy, vllm-router and LiteLLM
+	@$(BIN)/python -m bench.gateway $(BENCH_FLAGS)
 
 lock: ## resolve the dependencies anew; see CONTRIBUTING
 	@scripts/lock $(PYTHON)
