@@ -425,3 +425,9 @@ class Lab:
 
         site.worker = self.run(make())
         return site.worker
+
+    def stop(self, site: LabSite) -> None:
+        """End a site's worker, as SIGTERM does."""
+        assert site.worker is not None
+        self.run(site.worker.stop())
+        site.worker = None

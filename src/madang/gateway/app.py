@@ -31,6 +31,7 @@ from madang.gateway.relay import Relay
 from madang.gateway.settings import GatewaySettings
 from madang.gateway.site_leg import SiteLink
 from madang.gateway.tenant_port import TenantPort
+from madang.gateway.tracing import Tracing
 from madang.gateway.upstream import UpstreamPool
 from madang.gateway.usage_log import Disk, UsageLog
 from madang.runtime.clock import SystemClock, SystemEntropy
@@ -95,6 +96,7 @@ class GatewayWorker:
         )
         self._inflight = InFlightTable(settings.feed_dir, worker)
         self._pool = UpstreamPool(self._loop, tasks.create_task, self.meter, settings.connect_timeout_s)
+        self._tracing = Tracing(settings)
         self.relay = Relay(
             settings=settings,
             loop=self._loop,
@@ -105,6 +107,7 @@ class GatewayWorker:
             inflight=self._inflight,
             usage=self.usage,
             meter=self.meter,
+            tracing=self._tracing,
             log=log,
         )
         limits = Limits.from_settings(settings)
@@ -154,6 +157,7 @@ class GatewayWorker:
         for timer in self._timers:
             timer.cancel()
         self.usage.stop()
+        self._tracing.stop()
         self._inflight.close()
         self._log.info("gateway_worker_stopped", connections_cut=left)
 

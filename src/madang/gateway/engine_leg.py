@@ -73,7 +73,7 @@ class EngineLeg:
         head = (
             f"POST {self._journey.errand.endpoint.value} HTTP/1.1\r\nhost: {target.host}:{target.port}\r\n"
             f"authorization: Bearer {replica.engine_key}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n\r\n"
+            f"content-length: {len(body)}\r\n{self._journey.trace.fields()}\r\n"
         )
         self._call = self._relay.pool.call(target, head.encode() + body, self, self._relay.limits)
 

@@ -22,6 +22,7 @@ from madang.gateway.legs import make_leg
 from madang.gateway.metrics import ServiceMeter
 from madang.gateway.peer_leg import REFUSED_FIELD, PeerLeg
 from madang.gateway.relay import Relay, id_fields
+from madang.gateway.tracing import NO_TRACE
 from madang.gateway.usage_log import OnDurable
 from madang.model import Outcome, Service, UsageEvent
 from madang.policy.routing import Ask, Refusal, RefusalReason, Route, ToPeer, choose_route
@@ -34,6 +35,22 @@ from madang.wire.surface import read_request
 ATTEMPTS_MAX = 3
 """Attempts at one request: a retry may run an inference twice, so it is bounded and counted."""
 _SHED_STATUSES = frozenset((429, 503))
+CLIENT_GONE_STATUS = 499
+"""What logs of proxies say of a client that left; it is on no wire."""
+_OUTCOME_STATUS = {
+    Outcome.COMPLETED: 200,
+    Outcome.CLIENT_GONE: CLIENT_GONE_STATUS,
+    Outcome.UPSTREAM_FAILED: 502,
+    Outcome.ABANDONED: 502,
+}
+_OTEL_NAMES = {
+    "gen_ai_request_model": "gen_ai.request.model",
+    "gen_ai_usage_input_tokens": "gen_ai.usage.input_tokens",
+    "gen_ai_usage_output_tokens": "gen_ai.usage.output_tokens",
+    "madang_chip": "madang.chip",
+    "madang_site": "madang.served_by",
+    "error_type": "error.type",
+}
 
 
 def unknown_model(name: str) -> ApiError:
@@ -64,6 +81,7 @@ class Journey:
         "relay",
         "request",
         "service",
+        "trace",
     )
 
     def __init__(self, relay: Relay, exchange: Exchange, errand: Errand) -> None:
@@ -74,6 +92,7 @@ class Journey:
             body: the client's, as it came.
             body_sha256: what a pass says the body's digest is; empty without a pass.
             request, service: what it asks for; None when this site may not read it.
+            trace: its place in a trace.
         """
         self.relay = relay
         self.exchange = exchange
@@ -91,6 +110,7 @@ class Journey:
         self._started_ns = relay.clock.monotonic_ns()
         self._started_s = relay.clock.wall_s()
         self._sent_ns = self._started_ns
+        self.trace = relay.tracing.begin(exchange.head.fields, errand)
         self._seed = int(errand.request_id[-16:], 16)
         exchange.listener = self
 
@@ -152,6 +172,7 @@ class Journey:
             else:
                 self._leg = WholeLeg(self, replica) if self._is_asked_whole(replica) else GenerationLeg(self, replica)
         self._sent_ns = relay.clock.monotonic_ns()
+        self.trace.attempt(route.site if isinstance(route, ToPeer) else route.replica_id)
         self._leg.start()
 
     def attempt_failed(self, failure: AttemptFailure, reason: str) -> None:
@@ -161,6 +182,7 @@ class Journey:
         self._leg = None
         self._tried = (*self._tried, route)
         self._failure = failure
+        self.trace.attempt_failed(failure.value)
         self.relay.meter.count_retry(self._service_name, failure.value)
         if failure is not AttemptFailure.REFUSED:
             self.relay.note_failure(route, failure.value, reason)
@@ -211,13 +233,36 @@ class Journey:
         if error.status in _SHED_STATUSES:
             priority = self.errand.priority.value
             self.relay.meter.count_shed(self._service_name, priority, error.code.value)
+        self.tell_end(error.status, error_type=error.code.value)
         self.exchange.fail(error, fields)
 
     def count_answer(self, status: int, site: str, chip_kind: str = "") -> None:
         """Count an answer in the metrics, by where it was served."""
         errand = self.errand
-        self.relay.meter.count_request(
-            errand.endpoint, status, site, self._service_name, chip_kind, errand.priority.value
+        service, priority = self._service_name, errand.priority.value
+        self.relay.meter.count_request(errand.endpoint, status, site, service, chip_kind, priority)
+
+    def tell_end(self, status: int, **details: str | float) -> None:
+        """The request is over: end its trace, and say it in the log when it is among those that are told.
+
+        Args:
+            status: as the client got it, or 499 when it left before.
+            details: by the names of OpenTelemetry's conventions, with `_` for `.`.
+        """
+        trace, relay = self.trace, self.relay
+        if trace is NO_TRACE and not relay.settings.debug_ratio:
+            return
+        details["gen_ai_request_model"] = self._service_name
+        trace.end(status, {_OTEL_NAMES.get(name, name): value for name, value in details.items()})
+        took_s = ns_to_s(relay.clock.monotonic_ns() - self._started_ns)
+        relay.tell(
+            self._seed,
+            request_id=self.errand.request_id,
+            endpoint=self.errand.endpoint.value,
+            status=status,
+            attempt=self.attempt,
+            took_s=took_s,
+            **details,
         )
 
     @property
@@ -286,6 +331,12 @@ class Journey:
         )
         if replica is not None:
             self._measure(event, self.meter_at(replica))
+            self.tell_end(
+                _OUTCOME_STATUS[event.outcome],
+                gen_ai_usage_input_tokens=event.prompt_tokens,
+                gen_ai_usage_output_tokens=event.completion_tokens,
+                madang_chip=event.chip_kind,
+            )
         relay.usage.append(event, on_durable)
 
     def _measure(self, event: UsageEvent, meter: ServiceMeter) -> None:
@@ -312,6 +363,7 @@ class Journey:
         leg, self._leg = self._leg, None
         if leg is not None:
             leg.on_gone()
+        self.trace.end(CLIENT_GONE_STATUS, {})  # where the leg has not said more
 
     def on_writable(self, is_writable: bool) -> None:
         """Pass the client's pace on to the upstream."""

@@ -120,7 +120,7 @@ class MappedLeg(EngineLeg):
             head = (
                 f"POST {journey.request.endpoint.value} HTTP/1.1\r\nhost: {target.host}:{target.port}\r\n"
                 f"authorization: Bearer {replica.engine_key}\r\ncontent-type: application/json\r\n"
-                f"content-length: {len(body)}\r\n\r\n"
+                f"content-length: {len(body)}\r\n{journey.trace.fields()}\r\n"
             )
             voice.call = self._relay.pool.call(target, head.encode() + body, voice, self._relay.limits)
             if self._is_settled:

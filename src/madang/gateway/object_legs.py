@@ -57,7 +57,7 @@ class ObjectLeg(EngineLeg):
         head = (
             f"POST {path} HTTP/1.1\r\nhost: {target.host}:{target.port}\r\n"
             f"authorization: Bearer {replica.engine_key}\r\ncontent-type: {content_type}\r\n"
-            f"content-length: {len(body)}\r\n\r\n"
+            f"content-length: {len(body)}\r\n{self._journey.trace.fields()}\r\n"
         )
         self._call = self._relay.pool.call(target, head.encode() + body, self, self._relay.limits)
 

@@ -95,7 +95,7 @@ class PeerLeg:
         head = (
             f"POST {journey.errand.endpoint.value} HTTP/1.1\r\nhost: {target.host}:{target.port}\r\n"
             f"content-type: {self._content_type()}\r\ncontent-length: {len(journey.body)}\r\n"
-            f"{PASS_HEADER}: {seal_pass(self._pass(session, now_s), session.key)}\r\n\r\n"
+            f"{PASS_HEADER}: {seal_pass(self._pass(session, now_s), session.key)}\r\n{journey.trace.fields()}\r\n"
         )
         # The peer's signs replace the limit for the first byte; once it talks, it may not stall.
         limits = TimeLimits(first_byte_s=24 * 3600.0, stall_s=self._relay.limits.stall_s)
@@ -185,6 +185,7 @@ class PeerLeg:
         if self._is_over:
             return
         self._end()
+        self._journey.tell_end(self._status, madang_site=self._peer.peer.site)
         if self._is_sse:
             self._journey.exchange.end()
             return

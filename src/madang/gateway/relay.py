@@ -6,12 +6,13 @@ choose: `madang.policy.routing` does.
 
 import asyncio
 
-from madang.core import Clock, Entropy, EventId, ReplicaId, RequestId, SiteId, make_request_id
+from madang.core import Clock, Entropy, EventId, ReplicaId, RequestId, SiteId, draw_unit, make_request_id
 from madang.gateway.feed import Desired, FeedWatcher, Live
 from madang.gateway.inflight import InFlightTable
 from madang.gateway.metrics import Meter
 from madang.gateway.settings import GatewaySettings
 from madang.gateway.target import TimeLimits
+from madang.gateway.tracing import Tracing
 from madang.gateway.upstream import UpstreamPool
 from madang.gateway.usage_log import UsageLog
 from madang.policy.routing import PeerChoice, ReplicaChoice, Route, ToPeer, ToReplica, View
@@ -77,6 +78,7 @@ class Relay:
         inflight: InFlightTable,
         usage: UsageLog,
         meter: Meter,
+        tracing: Tracing,
         log: EventLog,
     ) -> None:
         """Keep the parts; see their modules."""
@@ -89,6 +91,7 @@ class Relay:
         self.inflight = inflight
         self.usage = usage
         self.meter = meter
+        self.tracing = tracing
         self._log = log
         self._chance = b""
         self._durations_s: dict[str, float] = {}
@@ -144,6 +147,11 @@ class Relay:
         """Remember how long requests of a service take of late; the catalog bounds how many services there are."""
         known_s = self._durations_s.get(service, duration_s)
         self._durations_s[service] = known_s + _DURATION_WEIGHT * (duration_s - known_s)
+
+    def tell(self, seed: int, **facts: object) -> None:
+        """Say a request in the log when it is among the share that is; its seed decides, so all its lines are."""
+        if draw_unit(seed) < self.settings.debug_ratio:
+            self._log.info("gateway_request", **facts)
 
     def note_failure(self, route: Route, failure: str, reason: str) -> None:
         """Put a route behind the others for a while, and say so when it is news."""

@@ -1,6 +1,7 @@
 """Settings of a gateway worker."""
 
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -26,6 +27,10 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         drain_timeout_s: how long a worker that was told to stop waits for the requests in progress.
         site_api_url: where the site's own process listens, `http://host:port`; empty: files and batches answer 503.
         site_api_token_file: holds the token that it asks gateways for; mode 0600.
+        otlp_traces_url: where an OpenTelemetry collector takes traces by OTLP over HTTP, `http://host:4318/v1/traces`;
+            empty: none are made, and contexts of callers are passed on as they came.
+        trace_ratio: share of requests that are traced when their caller has not decided.
+        debug_ratio: share of requests that are told in the log, one line each, never a word of their content.
     """
 
     site: str
@@ -52,3 +57,6 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     drain_timeout_s: float = 10.0
     site_api_url: str = ""
     site_api_token_file: Path | None = None
+    otlp_traces_url: str = ""
+    trace_ratio: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.01
+    debug_ratio: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
