@@ -20,7 +20,7 @@ from madang.policy.desired import (
     note_resync,
     plan_desired,
 )
-from madang.policy.residency import is_allowed
+from madang.policy.residency import is_allowed, may_pass_through
 
 SITES = st.lists(
     st.builds(
@@ -90,7 +90,8 @@ def test_a_tenant_is_known_only_where_its_residency_allows(facts):
     for site in facts.sites:
         held = {item_id for kind, item_id in plan[site.name] if kind == "tenant"}
         for tenant in facts.tenants:
-            may_hold = is_allowed(tenant.residency, site) or tenant.residency.is_transit_granted
+            rule = (tenant.residency, tenant.data_class, site)
+            may_hold = is_allowed(*rule) or may_pass_through(*rule)
             assert (tenant.tenant_id in held) is may_hold
 
 
@@ -119,7 +120,11 @@ def test_assignments_obey_chips_cordon_and_residency(facts):
             assert not site.is_cordoned or (service.name, site.name) in facts.placed
             assert not service.sites or site.name in service.sites
             if service.tenants and not service.sites:
-                assert any(is_allowed(tenants[t].residency, site) for t in service.tenants if t in tenants)
+                assert any(
+                    is_allowed(tenants[t].residency, tenants[t].data_class, site)
+                    for t in service.tenants
+                    if t in tenants
+                )
 
 
 @given(FACTS)

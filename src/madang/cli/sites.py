@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     command(sites, "list")(_list_sites)
     command(sites, "show")(_show_site)
     command(sites, "add")(_add_site)
+    command(sites, "grade")(_grade_site)
     for verb, done in (
         ("revoke", "revoked: its link is refused from now on; it keeps serving locally"),
         ("resync", "is sent its whole desired state"),
@@ -58,6 +59,7 @@ def print_sites(rows: list[dict[str, Any]]) -> None:
         (
             ("SITE", field("name")),
             ("REGION", field("region")),
+            ("DATA", field("data_class_max")),
             ("STATE", field("state")),
             ("HEARD", lambda row: render_duration(row.get("heartbeat_age_s"))),
             ("GENERATION", render_generation),
@@ -93,6 +95,22 @@ def _add_site(
     with access.hub() as hub:
         settings = enrol(config_dir, hub)
     say(f"site {settings.name} enrolled; start it with: madang site run --all --config-dir {config_dir}")
+
+
+def _grade_site(
+    access: Access,
+    name: Site,
+    data_class: Annotated[
+        str, typer.Option("--data-class", help="The highest it may hold: open, sensitive or classified.")
+    ],
+) -> None:
+    """Say which class of data a site may hold; what is above it is served elsewhere or refused from now on."""
+    with access.hub() as hub:
+        answer = hub.call("PUT", f"/api/v1/sites/{name}/data-class", {"data_class_max": data_class})
+    if access.is_json:
+        print_json(answer)
+    else:
+        say(f"site {name} may hold data up to class {answer['data_class_max']}")
 
 
 def _site_verb(verb: str, done: str) -> Any:

@@ -11,8 +11,8 @@ import msgspec
 
 from madang.core import KeyId, ProjectId, TenantId
 from madang.gateway.feed import Desired
-from madang.model import DataClass, Residency, ResidencyScope
-from madang.policy.residency import allowed_sites, is_allowed
+from madang.model import ApiKey, DataClass, Residency, ResidencyScope, Tenant
+from madang.policy.residency import allowed_sites, is_allowed, may_pass_through, stricter
 from madang.policy.routing import legal_sites
 from madang.wire.openai_errors import ApiError, ErrorCode
 
@@ -60,11 +60,12 @@ def authenticate(desired: Desired, authorization: bytes | None, now_s: float) ->
     if key.expires_at_s is not None and now_s >= key.expires_at_s:
         raise _invalid(f"the API key {key.key_id} has expired")
     tenant = desired.tenants.get(key.tenant_id)
-    data_class = DataClass.SENSITIVE if tenant is None else tenant.data_class
+    data_class = class_of(key, tenant)
     residency = key.residency if tenant is None else _narrower(desired, key.residency, tenant.residency)
-    is_legal = desired.site is not None and is_allowed(residency, desired.site)
-    if not is_legal and not residency.is_transit_granted:
-        raise residency_error(desired, residency)
+    site = desired.site
+    is_legal = site is not None and is_allowed(residency, data_class, site)
+    if not is_legal and (site is None or not may_pass_through(residency, data_class, site)):
+        raise residency_error(desired, residency, data_class)
     return Caller(
         key_id=key.key_id,
         tenant_id=key.tenant_id,
@@ -74,11 +75,20 @@ def authenticate(desired: Desired, authorization: bytes | None, now_s: float) ->
     )
 
 
+def class_of(key: ApiKey, tenant: Tenant | None) -> DataClass:
+    """Return the class of a key's data: the higher of what key and tenant say, the strictest where neither does."""
+    if tenant is None:
+        return DataClass.CLASSIFIED if key.data_class is None else key.data_class
+    return tenant.data_class if key.data_class is None else stricter(key.data_class, tenant.data_class)
+
+
 def _narrower(desired: Desired, first: Residency, second: Residency) -> Residency:
     """Return what both allow. They differ only while a change is on its way; until then the stricter one holds."""
     if first == second:
         return first
-    places = allowed_sites(first, desired.sites.values()) & allowed_sites(second, desired.sites.values())
+    # By scope alone, for which class `open` stands: whoever uses the result narrows it by the class.
+    sites = desired.sites.values()
+    places = allowed_sites(first, DataClass.OPEN, sites) & allowed_sites(second, DataClass.OPEN, sites)
     return Residency(
         scope=ResidencyScope.SITES,
         places=tuple(sorted(places)),
@@ -86,24 +96,25 @@ def _narrower(desired: Desired, first: Residency, second: Residency) -> Residenc
     )
 
 
-def residency_error(desired: Desired, residency: Residency) -> ApiError:
+def residency_error(desired: Desired, residency: Residency, data_class: DataClass) -> ApiError:
     """Return the 403 that says where the tenant may go instead."""
     sites = [
         {"name": site.name, "url": site.tenant_url}
-        for site in legal_sites(residency, desired.sites.values())
+        for site in legal_sites(residency, data_class, desired.sites.values())
         if site.tenant_url
     ]
     where = ", ".join(f"{site['name']} {site['url']}" for site in sites) or "no site of this federation"
     return ApiError(
         ErrorCode.RESIDENCY_VIOLATION,
-        f"the tenant's residency ({describe(residency)}) forbids site {desired.site_name}; allowed: {where}",
+        f"the tenant's residency ({describe(residency, data_class)}) forbids site {desired.site_name}; "
+        f"allowed: {where}",
         details={"sites": sites},
     )
 
 
-def describe(residency: Residency) -> str:
+def describe(residency: Residency, data_class: DataClass) -> str:
     """Return a residency as people read it."""
-    return f"{residency.scope} {' '.join(residency.places)}".strip()
+    return f"{residency.scope} {' '.join(residency.places)}".strip() + f", data {data_class}"
 
 
 def _invalid(message: str) -> ApiError:

@@ -154,6 +154,7 @@ class Journey:
         ask = Ask(
             service=name,
             residency=errand.residency,
+            data_class=errand.data_class,
             hops_left=0 if errand.is_bound else HOPS_MAX - errand.hops,
             is_local_barred=errand.is_transit,
             priority=errand.priority,
@@ -217,7 +218,7 @@ class Journey:
             return exhausted_error(name, self.relay.site, self._failure, len(self._tried))
         assert refusal is not None
         if refusal.reason is RefusalReason.RESIDENCY:
-            return residency_error(self.relay.desired(), self.errand.residency)
+            return residency_error(self.relay.desired(), self.errand.residency, self.errand.data_class)
         return refusal_error(name, self.relay.site, refusal)
 
     def abandon(self, error: ApiError) -> None:

@@ -23,8 +23,8 @@ from madang.gateway.feed import OWN, Desired, Live
 from madang.gateway.journey import Journey
 from madang.gateway.peer_leg import REFUSED_FIELD
 from madang.gateway.relay import Relay
-from madang.model import DataClass, PriorityClass
-from madang.policy.residency import is_allowed
+from madang.model import ApiKey, DataClass, PriorityClass, Tenant
+from madang.policy.residency import is_allowed, stricter
 from madang.wire.openai import Endpoint
 from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.passes import HEARTBEAT_PERIOD_S, HOPS_MAX, PASS_HEADER, Pass, open_pass
@@ -147,24 +147,22 @@ class PeerPort:
 
     def _check_residency(self, found: Pass, desired: Desired) -> None:
         """Judge residency by the pass and by this site's own copy of the key, whichever is stricter."""
-        key = desired.keys_by_id.get(found.key_id)
-        residencies = [found.residency] if key is None else [found.residency, key.residency]
-        site = desired.site
-        if site is None or not all(is_allowed(residency, site) for residency in residencies):
+        key, tenant, site = desired.keys_by_id.get(found.key_id), desired.tenants.get(found.tenant_id), desired.site
+        residencies = [one.residency for one in (found, key, tenant) if one is not None]
+        data_class = _class_of(found, key, tenant)
+        if site is None or not all(is_allowed(residency, data_class, site) for residency in residencies):
             message = f"the tenant's residency forbids site {self._relay.site}"
             raise ApiError(ErrorCode.RESIDENCY_VIOLATION, message)
 
     def _errand(self, found: Pass) -> Errand:
-        try:
-            data_class = DataClass(found.data_class)
-        except ValueError as error:
-            raise ApiError(ErrorCode.INVALID_KEY, "the pass has a data class that is not known here") from error
+        desired = self._relay.desired()
+        key, tenant = desired.keys_by_id.get(found.key_id), desired.tenants.get(found.tenant_id)
         return Errand(
             request_id=RequestId(found.request_id),
             tenant_id=found.tenant_id,
             key_id=found.key_id,
             residency=found.residency,
-            data_class=data_class,
+            data_class=_class_of(found, key, tenant),
             entry_site=found.entry_site,
             endpoint=_ENDPOINTS[found.path],
             first_attempt=found.attempt,
@@ -178,6 +176,18 @@ class PeerPort:
         self._relay.meter.count_peer_refusal(error.code.value)
         fields = b"%b: %b\r\n" % (REFUSED_FIELD, error.code.value.encode())
         exchange.fail(error, fields)
+
+
+def _class_of(found: Pass, key: ApiKey | None, tenant: Tenant | None) -> DataClass:
+    """Return the highest class that anybody names; raises ApiError for one that is not known here."""
+    try:
+        data_class = DataClass(found.data_class)
+    except ValueError as error:
+        raise ApiError(ErrorCode.INVALID_KEY, "the pass has a data class that is not known here") from error
+    for one in (key, tenant):
+        if one is not None and one.data_class is not None:
+            data_class = stricter(data_class, one.data_class)
+    return data_class
 
 
 def _guarded(found: Pass) -> str:

@@ -61,6 +61,7 @@ class SiteRoute(NamedTuple):
 SITE_ROUTES = (
     SiteRoute("/v1/files", ("GET", "POST", "DELETE"), is_upload=True, needs_chips=True),
     SiteRoute("/v1/batches", ("GET", "POST"), needs_chips=True),
+    SiteRoute("/v1/receipts", ("GET",)),
 )
 
 
@@ -106,7 +107,7 @@ class SiteLink:
         """Begin to hand a request over; raises ApiError when it may not or cannot go this way."""
         desired = self.relay.desired()
         if caller.is_transit:
-            raise residency_error(desired, caller.residency)
+            raise residency_error(desired, caller.residency, caller.data_class)
         if route.needs_chips and desired.site is not None and desired.site.is_entry_only:
             raise _elsewhere(desired, caller, route)
         if self.target is None or self.relay.settings.site_api_token_file is None:
@@ -147,7 +148,7 @@ def _elsewhere(desired: Desired, caller: Caller, route: SiteRoute) -> ApiError:
     """Return the error of an entry without chips: a batch belongs to the site that keeps and runs it."""
     sites = [
         {"name": site.name, "url": site.tenant_url}
-        for site in legal_sites(caller.residency, desired.sites.values())
+        for site in legal_sites(caller.residency, caller.data_class, desired.sites.values())
         if site.tenant_url and not site.is_entry_only
     ]
     where = ", ".join(f"{site['name']} {site['url']}" for site in sites) or "no site of this federation"

@@ -99,7 +99,13 @@ class TenantPort:
         live = self._relay.feed.live
         if live is None or service_of(desired, name, caller.tenant_id) is None:
             return False
-        ask = Ask(service=name, residency=caller.residency, hops_left=HOPS_MAX, is_local_barred=caller.is_transit)
+        ask = Ask(
+            service=name,
+            residency=caller.residency,
+            data_class=caller.data_class,
+            hops_left=HOPS_MAX,
+            is_local_barred=caller.is_transit,
+        )
         route = choose_route(ask, self._relay.view(desired, live, name), (), 0)
         return not isinstance(route, Refusal) or route.reason is RefusalReason.OVERLOADED
 

@@ -17,7 +17,7 @@ import madang
 from madang.core import Clock, Entropy, MadangError, Unavailable
 from madang.hub.api import catalog, records, sites, tenancy
 from madang.hub.claims import merge_claims
-from madang.hub.desired_store import read_live_generations
+from madang.hub.desired_store import read_live_generations, replan
 from madang.hub.enrolment import Enrolment
 from madang.hub.facts_admin import KeyExpiry, KeyRequest
 from madang.hub.observed import SiteState
@@ -73,6 +73,8 @@ def _prepare_database(parts: HubParts) -> None:
     file_jwt = path.read_text().strip() if path.exists() else ""
     parts.store.write_now(lambda c: merge_claims(c, parts.seeds, file_jwt, parts.clock.wall_s()))
     parts.store.write_now(parts.observed.load)
+    # A release may put more into a fact, or into fewer places, than the one whose database this is.
+    parts.store.write_now(lambda c: replan(c, parts.clock.wall_s()))
 
 
 async def _run_parts(parts: HubParts, server: AdminServer) -> None:

@@ -70,6 +70,7 @@ def read_keys(connection: sa.Connection, ids: Iterable[str] | None = None) -> tu
             sha256=row.sha256,
             tenant_id=row.tenant_id,
             residency=tenants[row.tenant_id].residency,
+            data_class=tenants[row.tenant_id].data_class,
             expires_at_s=row.expires_at_s,
             is_revoked=row.is_revoked,
         )

@@ -15,8 +15,7 @@ from madang.hub.change import Change
 from madang.hub.claims import add_revocations
 from madang.hub.seeds import HubSeeds
 from madang.hub.tables import SITE, SITE_USER
-from madang.model import Site
-from madang.policy.desired import KIND_SITE
+from madang.model import DataClass, Site
 from madang.runtime.admin_http import NotFound
 from madang.runtime.nats import KeyRole, format_creds, make_seed, mint_scoped_user, public_key
 
@@ -38,6 +37,12 @@ class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
     tenant_url: str = ""
     peer_url: str = ""
     is_entry_only: bool = False
+
+
+class SiteGrade(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The highest class of data that a site may hold."""
+
+    data_class_max: DataClass
 
 
 class Enrolled(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +75,10 @@ def enrol_site(change: Change, request: Enrolment, seeds: HubSeeds, entropy: Ent
         )
     old = msgspec.json.decode(live.spec, type=Site) if live is not None else None
     fields = msgspec.structs.asdict(request)
-    site = Site(**fields, is_cordoned=old.is_cordoned if old is not None else False)
+    site = Site(**fields)
+    if old is not None:
+        # What the operator said of a site is not the site's to say anew.
+        site = msgspec.structs.replace(site, is_cordoned=old.is_cordoned, data_class_max=old.data_class_max)
     if old != site:
         _write_site(change, site, is_known=row is not None)
         change.audit("site.enrol", site.name, site)
@@ -150,13 +158,26 @@ def set_cordon(change: Change, name: str, *, is_cordoned: bool) -> Site:
     old = read_site(change.connection, name)
     site = msgspec.structs.replace(old, is_cordoned=is_cordoned)
     if site != old:
-        spec = msgspec.json.encode(site).decode()
-        change.connection.execute(SITE.update().where(SITE.c.name == name).values(spec=spec))
-        # Placement of every service may change, so its item alone would not do.
-        change.touch_all()
+        _rewrite_site(change, site)
         change.audit("site.cordon" if is_cordoned else "site.uncordon", name, {})
-    change.touch(KIND_SITE, name)
     return site
+
+
+def set_data_class(change: Change, name: str, data_class_max: DataClass) -> Site:
+    """Say which class of data a site may hold at most; tenants above it are withdrawn from it. Raises NotFound."""
+    old = read_site(change.connection, name)
+    site = msgspec.structs.replace(old, data_class_max=data_class_max)
+    if site != old:
+        _rewrite_site(change, site)
+        change.audit("site.data_class", name, {"data_class_max": data_class_max, "was": old.data_class_max})
+    return site
+
+
+def _rewrite_site(change: Change, site: Site) -> None:
+    spec = msgspec.json.encode(site).decode()
+    change.connection.execute(SITE.update().where(SITE.c.name == site.name).values(spec=spec))
+    # What every site holds, and where services run, may change: its own item alone would not do.
+    change.touch_all()
 
 
 def read_site(connection: sa.Connection, name: str) -> Site:

@@ -18,6 +18,7 @@ from madang.hub.desired_store import read_models, read_services, read_sites, rea
 from madang.hub.tables import API_KEY, MODEL, SERVICE, TENANT
 from madang.model import CatalogEntry, DataClass, Residency, ResidencyScope, Service, Tenant
 from madang.policy.desired import KIND_KEY, KIND_MODEL, KIND_SERVICE, KIND_TENANT
+from madang.policy.residency import HANDLING, HOME_NATION
 from madang.runtime.admin_http import NotFound
 
 TITLE_CHARS_MAX = 200
@@ -75,6 +76,7 @@ def put_tenant(change: Change, tenant: Tenant, *, may_replace: bool) -> tuple[Te
     if not 1 <= len(tenant.title) <= TITLE_CHARS_MAX:
         raise Rejected(f"tenant {tenant.tenant_id}: title must have 1 to {TITLE_CHARS_MAX} characters")
     check_residency(tenant.tenant_id, tenant.residency)
+    _check_class(tenant)
     old = next(iter(read_tenants(change.connection, [tenant.tenant_id])), None)
     if old == tenant:
         return tenant, False
@@ -89,12 +91,12 @@ def put_tenant(change: Change, tenant: Tenant, *, may_replace: bool) -> tuple[Te
         if not service.tenants or tenant.tenant_id in service.tenants
     ]
     for service in services:
-        if service.has_prefix_cache and tenant.data_class is not DataClass.OPEN:
+        if service.has_prefix_cache and not HANDLING[tenant.data_class].is_cache_shared:
             raise Conflict(f"service {service.name} shares a prefix cache, so its tenants must be of class open")
     _upsert(change, TENANT, TENANT.c.tenant_id, tenant.tenant_id, tenant)
     change.touch(KIND_TENANT, tenant.tenant_id)
-    if old is not None and old.residency != tenant.residency:
-        # Keys carry a copy of the residency, and where a service runs follows from it.
+    if old is not None and (old.residency, old.data_class) != (tenant.residency, tenant.data_class):
+        # Keys carry a copy of both, and where a service runs follows from them.
         for key_id in change.connection.scalars(
             sa.select(API_KEY.c.key_id).where(API_KEY.c.tenant_id == tenant.tenant_id)
         ):
@@ -124,6 +126,24 @@ def check_residency(tenant_id: str, residency: Residency) -> None:
     if scope in (ResidencyScope.SITE, ResidencyScope.SITES):
         for place in places:
             check_site_name(place)
+
+
+def _check_class(tenant: Tenant) -> None:
+    """Raise Rejected for a class and a scope that together can never allow a site, or that only seem to grant."""
+    residency, data_class = tenant.residency, tenant.data_class
+    if data_class is DataClass.OPEN:
+        return
+    if residency.scope is ResidencyScope.NATION and HOME_NATION not in residency.places:
+        raise Rejected(
+            f"tenant {tenant.tenant_id}: data of class {data_class} stays in {HOME_NATION}; "
+            f"residency names only {', '.join(residency.places[:10])}",
+            next_step=f"name {HOME_NATION}, or use --data-class open",
+        )
+    if residency.is_transit_granted and not HANDLING[data_class].is_transit_possible:
+        raise Rejected(
+            f"tenant {tenant.tenant_id}: data of class {data_class} never passes through a site that may not serve it",
+            next_step="do not grant transit",
+        )
 
 
 def delete_tenant(change: Change, tenant_id: str) -> None:
@@ -321,7 +341,7 @@ def _check_service(connection: sa.Connection, service: Service) -> None:
     for name in service.sites:
         if name not in sites or sites[name].is_entry_only:
             raise Rejected(f"service {service.name}: site {name!r} is not enrolled, or is an entry without chips")
-    if service.has_prefix_cache and any(tenant.data_class is not DataClass.OPEN for tenant in tenants):
+    if service.has_prefix_cache and not all(HANDLING[tenant.data_class].is_cache_shared for tenant in tenants):
         raise Rejected(
             f"service {service.name}: has_prefix_cache needs every tenant of the service to be of class open",
             next_step="leave it off, or name only tenants of class open",

@@ -12,7 +12,7 @@ from madang.core import SiteId
 from madang.hub.desired_store import read_live_generations, read_sites, read_wanted_hash
 from madang.hub.ledger import LedgerTotals
 from madang.hub.observed import ObservedSites, SiteState
-from madang.model import Site
+from madang.model import DataClass, Site
 
 
 class SiteView(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +36,7 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
     identity_ed25519: str
     is_entry_only: bool
     is_cordoned: bool
+    data_class_max: DataClass
     state: SiteState
     heartbeat_age_s: float | None
     desired_generation: int

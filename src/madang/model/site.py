@@ -3,6 +3,7 @@
 import msgspec
 
 from madang.core import SiteId
+from madang.model.tenant import DataClass
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +18,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
         identity_ed25519: the site's public identity key, 64 hex digits; empty until enrolled.
         is_entry_only: true for a pseudo-site without chips.
         is_cordoned: true when no new placements may go there.
+        data_class_max: the highest class of data that it may hold; the federation's operator says so, never the site.
     """
 
     name: SiteId
@@ -27,3 +29,4 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     identity_ed25519: str = ""
     is_entry_only: bool = False
     is_cordoned: bool = False
+    data_class_max: DataClass = DataClass.SENSITIVE

@@ -22,7 +22,7 @@ class ResidencyScope(StrEnum):
 
 
 class DataClass(StrEnum):
-    """Korean N2SF grades: open, sensitive, classified."""
+    """Korean N2SF grades: open, sensitive, classified; `policy.residency` says what each forbids."""
 
     OPEN = "open"
     SENSITIVE = "sensitive"
@@ -87,7 +87,9 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         key_id: public name of the key.
         sha256: hex digest of the whole key string.
-        tenant_id, residency: copied here so that a site the tenant's data may not touch can still say where to go.
+        tenant_id, residency, data_class: copied here so that a site the tenant's data may not touch can still say where
+            to go. A class of None is that of a key of before classes narrowed: the tenant's own is asked, and where
+            that is not known the strictest holds.
         expires_at_s: wall time, seconds; None means never.
         is_revoked: true from the moment the owner said so.
     """
@@ -98,6 +100,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     residency: Residency
     expires_at_s: float | None = None
     is_revoked: bool = False
+    data_class: DataClass | None = None
 
 
 class KeyPolicy(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ import msgspec
 
 from madang.core import ServiceName, SiteId, TenantId
 from madang.model import ApiKey, Assignment, CatalogEntry, Service, Site, Tenant
-from madang.policy.residency import is_allowed
+from madang.policy.residency import is_allowed, may_pass_through
 
 KIND_SITE = "site"
 KIND_TENANT = "tenant"
@@ -78,7 +78,8 @@ def plan_desired(facts: HubFacts) -> dict[SiteId, dict[ItemKey, Fact]]:
 
 def may_hold_tenant(tenant: Tenant, site: Site) -> bool:
     """Return whether a site may know a tenant: it may serve it, or pass its requests through unread."""
-    return tenant.residency.is_transit_granted or is_allowed(tenant.residency, site)
+    residency, data_class = tenant.residency, tenant.data_class
+    return is_allowed(residency, data_class, site) or may_pass_through(residency, data_class, site)
 
 
 def is_assigned(service: Service, site: Site, tenants: Mapping[TenantId, Tenant], *, is_placed: bool) -> bool:
@@ -95,7 +96,8 @@ def is_assigned(service: Service, site: Site, tenants: Mapping[TenantId, Tenant]
         return site.name in service.sites
     if not service.tenants:
         return True
-    return any(is_allowed(tenants[name].residency, site) for name in service.tenants if name in tenants)
+    named = [tenants[name] for name in service.tenants if name in tenants]
+    return any(is_allowed(tenant.residency, tenant.data_class, site) for tenant in named)
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,16 +1,68 @@
-"""Where a tenant's data may be served. Fail-closed: what is not understood is not allowed.
+"""Where a tenant's data may be served, passed through and kept. Fail-closed: what is not understood is not allowed.
 
-Owns the rule. Called by the gateway on every request and by the hub when it decides what a site may hold.
+Owns the rule: a scope says where, the class of the data (open, sensitive, classified: the grades of the Korean N2SF)
+narrows that, and nothing widens it; there is no argument by which an emergency could. Called by the gateway for every
+candidate of every attempt, by the hub when it decides what a site may hold, and by the site before it keeps a file.
+
+The classes, as docs/adr/0023 has them:
+
+* `open`: the scope as it is.
+* `sensitive`: only sites of HOME_NATION that are marked for it; passes unread only through such sites, where granted.
+* `classified`: only sites of HOME_NATION that are marked for it; never passes through another site.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+import msgspec
 
 from madang.core import SiteId
-from madang.model import Residency, ResidencyScope, Site
+from madang.model import DataClass, Residency, ResidencyScope, Site
+
+HOME_NATION = "kr"
+"""The grades are Korean law: what bears one above open stays in Korea, whatever the scope says."""
+
+_MAY_HOLD: Mapping[DataClass, frozenset[DataClass]] = {
+    DataClass.OPEN: frozenset((DataClass.OPEN,)),
+    DataClass.SENSITIVE: frozenset((DataClass.OPEN, DataClass.SENSITIVE)),
+    DataClass.CLASSIFIED: frozenset(DataClass),
+}
+"""What may be held by a site or an engine that is marked for a class."""
+_RANKS = {DataClass.OPEN: 0, DataClass.SENSITIVE: 1, DataClass.CLASSIFIED: 2}
 
 
-def is_allowed(residency: Residency, site: Site) -> bool:
-    """Return whether `site` may serve (parse, run, store) a request under `residency`."""
+class Handling(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be done with the requests of a class, beside serving them.
+
+    Attributes:
+        is_transit_possible: a site that may not serve may pass the body on, unread, where the tenant grants it.
+        is_cache_shared: engines may keep prefixes that other tenants' requests then meet.
+        is_debug_sampled: its requests may appear in a sampled debug log, which never holds content.
+        is_every_access_recorded: each request leaves an access record; none is sampled away.
+    """
+
+    is_transit_possible: bool
+    is_cache_shared: bool
+    is_debug_sampled: bool
+    is_every_access_recorded: bool
+
+
+HANDLING: Mapping[DataClass, Handling] = {
+    DataClass.OPEN: Handling(
+        is_transit_possible=True, is_cache_shared=True, is_debug_sampled=True, is_every_access_recorded=False
+    ),
+    DataClass.SENSITIVE: Handling(
+        is_transit_possible=True, is_cache_shared=False, is_debug_sampled=True, is_every_access_recorded=True
+    ),
+    DataClass.CLASSIFIED: Handling(
+        is_transit_possible=False, is_cache_shared=False, is_debug_sampled=False, is_every_access_recorded=True
+    ),
+}
+
+
+def is_allowed(residency: Residency, data_class: DataClass, site: Site) -> bool:
+    """Return whether `site` may serve (parse, run, store) a request of `data_class` under `residency`."""
+    if not is_graded_for(data_class, site):
+        return False
     scope = residency.scope
     if scope is ResidencyScope.ANY:
         return True
@@ -21,6 +73,31 @@ def is_allowed(residency: Residency, site: Site) -> bool:
     return scope in (ResidencyScope.SITE, ResidencyScope.SITES) and site.name in residency.places
 
 
-def allowed_sites(residency: Residency, sites: Iterable[Site]) -> frozenset[SiteId]:
+def is_graded_for(data_class: DataClass, site: Site) -> bool:
+    """Return whether a site may hold data of a class at all, whosever it is."""
+    if data_class not in _MAY_HOLD.get(site.data_class_max, ()):
+        return False
+    return data_class is DataClass.OPEN or site.nation == HOME_NATION
+
+
+def may_pass_through(residency: Residency, data_class: DataClass, site: Site) -> bool:
+    """Return whether a site that may not serve may pass the body on, unread, to one that may."""
+    handling = HANDLING.get(data_class)
+    if handling is None or not handling.is_transit_possible or residency.is_transit_granted is not True:
+        return False
+    return is_graded_for(data_class, site)
+
+
+def may_engine_serve(data_class: DataClass, engine_data_class_max: DataClass) -> bool:
+    """Return whether an engine that may see at most `engine_data_class_max` may serve a request of `data_class`."""
+    return data_class in _MAY_HOLD.get(engine_data_class_max, ())
+
+
+def stricter(first: DataClass, second: DataClass) -> DataClass:
+    """Return the higher of two classes: copies differ only while a change is on its way."""
+    return first if _RANKS[first] >= _RANKS[second] else second
+
+
+def allowed_sites(residency: Residency, data_class: DataClass, sites: Iterable[Site]) -> frozenset[SiteId]:
     """Return the names of the sites that may serve under `residency`."""
-    return frozenset(site.name for site in sites if is_allowed(residency, site))
+    return frozenset(site.name for site in sites if is_allowed(residency, data_class, site))

@@ -20,7 +20,7 @@ from enum import StrEnum
 import msgspec
 
 from madang.core import ReplicaId, SiteId, draw_unit
-from madang.model import PriorityClass, Residency, Site
+from madang.model import DataClass, PriorityClass, Residency, Site
 from madang.policy.residency import is_allowed
 
 DIGEST_AGE_MAX_S = 1.5
@@ -44,6 +44,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         service: empty when the body may not be read here; then any legal peer that serves anything will do.
+        data_class: of the tenant's data; with `residency` it says which sites are legal.
         hops_left: how many more gateways it may pass.
         is_local_barred: true when this site must not serve it (an entry that may only pass it on).
         priority: who goes first when there is not enough for all.
@@ -51,6 +52,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
     service: str
     residency: Residency
+    data_class: DataClass
     hops_left: int
     is_local_barred: bool = False
     priority: PriorityClass = PriorityClass.INTERACTIVE
@@ -158,15 +160,15 @@ def choose_route(ask: Ask, view: View, tried: Collection[Route], seed: int) -> R
             return found
     if replicas or peers:
         return Refusal(RefusalReason.OVERLOADED, predict_room_s(ask.priority, replicas or peers, view.duration_s, seed))
-    if legal_sites(ask.residency, view.sites.values()):
+    if legal_sites(ask.residency, ask.data_class, view.sites.values()):
         return Refusal(RefusalReason.NO_REPLICA, NO_REPLICA_RETRY_S)
     return Refusal(RefusalReason.RESIDENCY)
 
 
-def legal_sites(residency: Residency, sites: Iterable[Site]) -> list[Site]:
+def legal_sites(residency: Residency, data_class: DataClass, sites: Iterable[Site]) -> list[Site]:
     """Return the sites with chips that may serve under `residency`, by name."""
     return sorted(
-        (site for site in sites if not site.is_entry_only and is_allowed(residency, site)),
+        (site for site in sites if not site.is_entry_only and is_allowed(residency, data_class, site)),
         key=lambda site: site.name,
     )
 
@@ -182,7 +184,7 @@ def is_peer_current(digest_age_s: float) -> bool:
 
 def _is_legal(ask: Ask, view: View, name: SiteId) -> bool:
     site = view.sites.get(name)
-    return site is not None and is_allowed(ask.residency, site)
+    return site is not None and is_allowed(ask.residency, ask.data_class, site)
 
 
 def _usable_replicas(ask: Ask, view: View, tried: Collection[Route]) -> list[ReplicaChoice]:

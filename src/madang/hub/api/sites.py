@@ -3,7 +3,15 @@
 from fastapi import APIRouter, Request, Response
 
 import madang
-from madang.hub.enrolment import Enrolment, enrol_site, read_site, revoke_site, set_cordon
+from madang.hub.enrolment import (
+    Enrolment,
+    SiteGrade,
+    enrol_site,
+    read_site,
+    revoke_site,
+    set_cordon,
+    set_data_class,
+)
 from madang.hub.ledger import read_totals
 from madang.hub.parts import HubParts
 from madang.hub.views import HubStatus, read_wanted, view_site
@@ -67,3 +75,8 @@ def _add_acting(router: APIRouter, parts: HubParts) -> None:
     @router.post("/sites/{name}/uncordon")
     async def uncordon(name: str) -> Response:
         return json_response(await parts.changer.run(lambda change: set_cordon(change, name, is_cordoned=False)))
+
+    @router.put("/sites/{name}/data-class", openapi_extra=takes(SiteGrade))
+    async def grade(name: str, request: Request) -> Response:
+        most = (await read_body(request, SiteGrade)).data_class_max
+        return json_response(await parts.changer.run(lambda change: set_data_class(change, name, most)))
