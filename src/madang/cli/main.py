@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from madang import __version__
-from madang.cli import catalog, embedded, programs, sites, tenants, usage
+from madang.cli import catalog, embedded, programs, receipts, sites, tenants, usage
 from madang.cli.terminal import print_error
 from madang.core import MadangError
 
@@ -57,6 +57,7 @@ sites.register(app)
 tenants.register(app)
 catalog.register(app)
 usage.register(app)
+receipts.register(app)
 
 
 def main() -> None:

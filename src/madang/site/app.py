@@ -112,6 +112,7 @@ def list_loops(parts: SiteParts) -> dict[str, Coroutine[Any, Any, None]]:
         "commands": parts.agent.run_commands(),
         "importer": parts.importer.run(),
         "forwarder": parts.forwarder.run(),
+        "receipts_prune": parts.receipts.run_prune(),
         "snapshot": parts.feed.run_snapshot(),
         "live": parts.feed.run_live(),
         "digests": parts.peers.run_digests(settings.digest_period_s),
@@ -187,4 +188,5 @@ def make_app(parts: SiteParts) -> FastAPI:
 
 def make_internal(parts: SiteParts) -> ASGIApp:
     """Return what the site's own gateway asks, on behalf of tenants."""
-    return make_internal_app(parts.tenant_data.routes(), read_secret(gateway_token_file(parts.settings)), parts.log)
+    routes = [*parts.tenant_data.routes(), *parts.receipt_api.routes()]
+    return make_internal_app(routes, read_secret(gateway_token_file(parts.settings)), parts.log)

@@ -18,6 +18,7 @@ from madang.machine.backoff import choose_backoff_s
 from madang.runtime.telemetry import EventLog
 from madang.site.guard import GuardedStore
 from madang.site.outbox import (
+    OnAdded,
     OutboxState,
     SegmentState,
     Stored,
@@ -97,8 +98,10 @@ class Importer:
         clock: Clock,
         entropy: Entropy,
         log: EventLog,
+        on_added: OnAdded | None = None,
     ) -> None:
         self._folder = folder
+        self._on_added = on_added
         self._store = store
         self._gauge = gauge
         self._clock = clock
@@ -106,6 +109,7 @@ class Importer:
         self._log = log
         self._segments: dict[str, SegmentState] = {}
         self._trouble = ""
+        self._has_caught_up = False
         self._last_read = ""
         self._finish_at_ns = 0
         self.counts = IntakeCounts()
@@ -130,6 +134,7 @@ class Importer:
             failures = 0
             self._note("")
             if not imported:
+                self._has_caught_up = True
                 await asyncio.sleep(POLL_PERIOD_S)
 
     async def step(self) -> int:
@@ -171,7 +176,9 @@ class Importer:
 
     async def _keep(self, reads: list[SegmentRead]) -> None:
         now_s = self._clock.wall_s()
-        stored: Stored = await self._store.write(lambda connection: store_reads(connection, reads, now_s))
+        stored: Stored = await self._store.write(
+            lambda connection: store_reads(connection, reads, now_s, self._on_added)
+        )
         for read in reads:
             old = self._segments.get(read.name, SegmentState())
             self._segments[read.name] = SegmentState(offset_bytes=read.end, gaps=old.gaps + len(read.gaps))
@@ -217,6 +224,11 @@ class Importer:
             tell: Callable[..., None] = self._log.error if trouble else self._log.info
             tell("usage_import_failed" if trouble else "usage_import_recovered", reason=trouble or self._trouble)
         self._trouble = trouble
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether events of long ago may still wait: since a start, or because nothing can be imported."""
+        return not self._has_caught_up or bool(self._trouble)
 
     @property
     def trouble(self) -> str:

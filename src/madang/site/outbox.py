@@ -7,7 +7,7 @@ each step can be repeated. Refuses to read files and to send. Called by the impo
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -68,7 +68,13 @@ class _Message(msgspec.Struct, kw_only=True, tag_field="kind", tag="usage_batch"
     version: int = 1
 
 
-def store_reads(connection: sa.Connection, reads: Sequence[SegmentRead], now_s: float) -> Stored:
+OnAdded = Callable[[sa.Connection, Sequence[UsageEvent], float], None]
+"""Told of events that are new, within their transaction, with the wall time; it may refuse all by raising."""
+
+
+def store_reads(
+    connection: sa.Connection, reads: Sequence[SegmentRead], now_s: float, on_added: OnAdded | None = None
+) -> Stored:
     """Put events into the outbox and move the segments' offsets, in the caller's transaction."""
     events = {event.event_id: event for read in reads for event in read.events}
     added: set[str] = set()
@@ -79,7 +85,10 @@ def store_reads(connection: sa.Connection, reads: Sequence[SegmentRead], now_s: 
         ]
         statement = insert(OUTBOX).on_conflict_do_nothing().returning(OUTBOX.c.event_id)
         added = set(connection.scalars(statement, rows))
-        _add_totals(connection, [event for event_id, event in events.items() if event_id in added])
+        fresh = [event for event_id, event in events.items() if event_id in added]
+        _add_totals(connection, fresh)
+        if on_added is not None and fresh:
+            on_added(connection, fresh, now_s)
     for read in reads:
         _move_offset(connection, read, now_s)
     return Stored(added=len(added), repeated=sum(len(read.events) for read in reads) - len(added))

@@ -29,6 +29,8 @@ from madang.site.nodes import NodeBook
 from madang.site.peers import Peers
 from madang.site.planner import Planner
 from madang.site.pulse import Pulse
+from madang.site.receipt_api import ReceiptApi
+from madang.site.receipt_book import ReceiptBook
 from madang.site.segments import SegmentFolder
 from madang.site.sessions import SessionBook
 from madang.site.settings import SiteSettings
@@ -53,6 +55,8 @@ class SiteParts:
     agent: DesiredAgent
     gauge: OutboxGauge
     importer: Importer
+    receipts: ReceiptBook
+    receipt_api: ReceiptApi
     forwarder: Forwarder
     book: NodeBook
     clients: dict[NodeId, NodeClient]
@@ -131,7 +135,8 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         gauge=OutboxGauge(),
         book=NodeBook(tuple(node.name for node in settings.nodes), clock),
     )
-    agent, importer, forwarder = _make_agent(kit), _make_importer(kit), _make_forwarder(kit)
+    receipts = _make_receipts(kit, identity)
+    agent, importer, forwarder = _make_agent(kit), _make_importer(kit, receipts), _make_forwarder(kit)
     replicas = Replicas(book=kit.book, feed_dir=settings.feed_dir, store=kit.store)
     peers = _make_peers(kit, identity, replicas)
     tenant_data = _make_tenant_data(kit, replicas, peers)
@@ -163,6 +168,8 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         agent=agent,
         gauge=kit.gauge,
         importer=importer,
+        receipts=receipts,
+        receipt_api=ReceiptApi(settings.name, receipts, clock, lambda: importer.is_behind),
         forwarder=forwarder,
         book=kit.book,
         clients=_make_clients(kit),
@@ -190,7 +197,18 @@ def _make_agent(kit: _Kit) -> DesiredAgent:
     )
 
 
-def _make_importer(kit: _Kit) -> Importer:
+def _make_receipts(kit: _Kit, identity: Ed25519PrivateKey) -> ReceiptBook:
+    return ReceiptBook(
+        site=kit.settings.name,
+        identity=identity,
+        store=kit.store,
+        retention_s=kit.settings.receipt_days * 86_400,
+        clock=kit.clock,
+        log=kit.log,
+    )
+
+
+def _make_importer(kit: _Kit, receipts: ReceiptBook) -> Importer:
     return Importer(
         folder=SegmentFolder(kit.settings.usage_dir),
         store=kit.store,
@@ -198,6 +216,7 @@ def _make_importer(kit: _Kit) -> Importer:
         clock=kit.clock,
         entropy=kit.entropy,
         log=kit.log,
+        on_added=receipts.add,
     )
 
 

@@ -45,6 +45,7 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tenant_batches_max: batches of one tenant that are not over.
         batch_lines_max: requests in one batch.
         batch_concurrency: requests of all batches together that are in flight at once.
+        receipt_days: how long the receipts of what this site served can be had.
     """
 
     name: str
@@ -76,3 +77,4 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tenant_batches_max: int = 20
     batch_lines_max: int = 50_000
     batch_concurrency: int = 2
+    receipt_days: float = 90.0

@@ -134,3 +134,27 @@ BATCH_LINE = sa.Table(
     sa.Column("line", sa.Integer, primary_key=True),
     sa.Column("tries", sa.Integer, nullable=False),
 )
+
+# One signed tree for each import of usage events; `events` are its leaves, packed as `packing` says.
+RECEIPT_TREE = sa.Table(
+    "receipt_tree",
+    METADATA,
+    sa.Column("tree_id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("signed_at_us", sa.Integer, nullable=False),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("root", sa.LargeBinary, nullable=False),
+    sa.Column("public_key", sa.LargeBinary, nullable=False),
+    sa.Column("signature", sa.LargeBinary, nullable=False),
+    sa.Column("packing", sa.Integer, nullable=False),
+    sa.Column("events", sa.LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# Where a request's events are; `place` sorts by the request's time, so that the index grows at its end.
+RECEIPT_INDEX = sa.Table(
+    "receipt_index",
+    METADATA,
+    sa.Column("place", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("tree_id", sa.Integer, primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
+)

@@ -19,6 +19,7 @@ class ErrorCode(StrEnum):
     INVALID_KEY = "invalid_key"
     RESIDENCY_VIOLATION = "residency_violation"
     MODEL_NOT_FOUND = "model_not_found"
+    NOT_YET = "not_yet"
     REQUEST_TOO_LARGE = "request_too_large"
     QUOTA_EXCEEDED = "quota_exceeded"
     OVERLOADED = "overloaded"
@@ -34,6 +35,7 @@ _STATUS = {
     ErrorCode.INVALID_KEY: (401, "authentication_error"),
     ErrorCode.RESIDENCY_VIOLATION: (403, "permission_error"),
     ErrorCode.MODEL_NOT_FOUND: (404, "not_found_error"),
+    ErrorCode.NOT_YET: (404, "not_found_error"),
     ErrorCode.REQUEST_TOO_LARGE: (413, "invalid_request_error"),
     ErrorCode.QUOTA_EXCEEDED: (429, "insufficient_quota"),
     ErrorCode.OVERLOADED: (429, "rate_limit_error"),

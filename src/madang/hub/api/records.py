@@ -16,7 +16,9 @@ from madang.hub.ledger import (
     sum_usage,
 )
 from madang.hub.parts import HubParts
+from madang.hub.site_keys import read_site_keys
 from madang.runtime.admin_http import NotFound, json_response
+from madang.wire.receipts import make_keys
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -57,6 +59,12 @@ def make_router(parts: HubParts) -> APIRouter:
     @router.get("/audit/verify", tags=["audit"])
     async def verify() -> Response:
         return json_response(await parts.store.read(verify_audit))
+
+    @router.get("/site-keys", tags=["audit"])
+    async def list_site_keys() -> Response:
+        """The public keys that sites sign receipts with, those of revoked sites included."""
+        keys = await parts.store.read(read_site_keys)
+        return json_response(make_keys(parts.clock.wall_s(), keys))
 
     return router
 
