@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from madang.model import EngineFeature, ReplicaSpec
+from madang.model import DataClass, EngineFeature, ReplicaSpec
 
 
 class EngineCapabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,12 +24,15 @@ class EngineCapabilities(msgspec.Struct, frozen=True, kw_only=True):
         features: what it can do beyond the plain endpoints, in the words of EngineFeature; the gateway offers nothing
             that an engine does not name.
         limits: what it refuses, in words, for people.
+        data_class_max: the highest class of data that it may see. An engine that the node does not run itself names
+            `open`, or `sensitive` where whoever runs it answers for that, and never `classified`.
     """
 
     endpoints: tuple[str, ...]
     has_streaming: bool
     features: tuple[EngineFeature, ...] = ()
     limits: tuple[str, ...] = ()
+    data_class_max: DataClass = DataClass.CLASSIFIED
 
 
 class EngineTimes(msgspec.Struct, frozen=True, kw_only=True):

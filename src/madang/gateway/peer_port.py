@@ -23,7 +23,7 @@ from madang.gateway.feed import OWN, Desired, Live
 from madang.gateway.journey import Journey
 from madang.gateway.peer_leg import REFUSED_FIELD
 from madang.gateway.relay import Relay
-from madang.model import ApiKey, DataClass, PriorityClass, Tenant
+from madang.model import DataClass, PriorityClass
 from madang.policy.residency import is_allowed, stricter
 from madang.wire.openai import Endpoint
 from madang.wire.openai_errors import ApiError, ErrorCode
@@ -118,7 +118,7 @@ class PeerPort:
         except Rejected as error:
             raise ApiError(ErrorCode.INVALID_KEY, error.message) from error
         self._check_ends(found, live, entry_of_id, head.path)
-        self._check_residency(found, desired)
+        judge_residency(found, desired)
         if not found.hops:
             _check_owner(desired, found.key_id, now_s)
         if found.service and not live.replicas.get(found.service):
@@ -145,24 +145,13 @@ class PeerPort:
         if not is_far or not 1 <= found.attempt <= 99:
             _refuse_pass("the pass has impossible hops or attempts")
 
-    def _check_residency(self, found: Pass, desired: Desired) -> None:
-        """Judge residency by the pass and by this site's own copy of the key, whichever is stricter."""
-        key, tenant, site = desired.keys_by_id.get(found.key_id), desired.tenants.get(found.tenant_id), desired.site
-        residencies = [one.residency for one in (found, key, tenant) if one is not None]
-        data_class = _class_of(found, key, tenant)
-        if site is None or not all(is_allowed(residency, data_class, site) for residency in residencies):
-            message = f"the tenant's residency forbids site {self._relay.site}"
-            raise ApiError(ErrorCode.RESIDENCY_VIOLATION, message)
-
     def _errand(self, found: Pass) -> Errand:
-        desired = self._relay.desired()
-        key, tenant = desired.keys_by_id.get(found.key_id), desired.tenants.get(found.tenant_id)
         return Errand(
             request_id=RequestId(found.request_id),
             tenant_id=found.tenant_id,
             key_id=found.key_id,
             residency=found.residency,
-            data_class=_class_of(found, key, tenant),
+            data_class=judge_residency(found, self._relay.desired()),
             entry_site=found.entry_site,
             endpoint=_ENDPOINTS[found.path],
             first_attempt=found.attempt,
@@ -178,15 +167,26 @@ class PeerPort:
         exchange.fail(error, fields)
 
 
-def _class_of(found: Pass, key: ApiKey | None, tenant: Tenant | None) -> DataClass:
-    """Return the highest class that anybody names; raises ApiError for one that is not known here."""
+def judge_residency(found: Pass, desired: Desired) -> DataClass:
+    """Return the class of what was handed over, the highest that pass, key and tenant name.
+
+    Raises:
+        ApiError: 401 for a class that is not known here; 403 unless the pass and this site's own copies of the key and
+            of the tenant all allow this site.
+    """
     try:
         data_class = DataClass(found.data_class)
     except ValueError as error:
         raise ApiError(ErrorCode.INVALID_KEY, "the pass has a data class that is not known here") from error
-    for one in (key, tenant):
-        if one is not None and one.data_class is not None:
-            data_class = stricter(data_class, one.data_class)
+    key, tenant = desired.keys_by_id.get(found.key_id), desired.tenants.get(found.tenant_id)
+    for copy in (key, tenant):
+        if copy is not None and copy.data_class is not None:
+            data_class = stricter(data_class, copy.data_class)
+    residencies = [one.residency for one in (found, key, tenant) if one is not None]
+    site = desired.site
+    if site is None or not all(is_allowed(residency, data_class, site) for residency in residencies):
+        message = f"the tenant's residency forbids site {desired.site_name}"
+        raise ApiError(ErrorCode.RESIDENCY_VIOLATION, message)
     return data_class
 
 

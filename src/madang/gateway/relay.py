@@ -136,7 +136,8 @@ class Relay:
             replica = live_replica.replica
             replica_id = ReplicaId(replica.replica_id)
             is_suspect = bool(suspects) and suspects.is_suspect(ToReplica(replica_id))
-            replicas.append(ReplicaChoice(replica_id, replica.slots, self.inflight.total(replica.slot), is_suspect))
+            in_flight = self.inflight.total(replica.slot)
+            replicas.append(ReplicaChoice(replica_id, replica.slots, in_flight, is_suspect, replica.data_class_max))
         peers = live.choices.get(service, ())
         if suspects:
             peers = tuple(map(self._judge, peers))

@@ -6,6 +6,7 @@ import msgspec
 
 from madang.core import ChipId, NodeId, ReplicaId, ServiceName
 from madang.model.artifact import Artifact, Task
+from madang.model.tenant import DataClass
 
 
 class ReplicaPhase(StrEnum):
@@ -68,6 +69,7 @@ class ReplicaObserved(msgspec.Struct, frozen=True, kw_only=True):
         progress: 0 to 1 while fetching, None otherwise.
         is_simulated: true when a twin answers in the engine's place.
         features: words of EngineFeature; an unknown word of a newer node is kept and means nothing here.
+        data_class_max: the highest class of data that the engine may see.
     """
 
     replica_id: ReplicaId
@@ -87,3 +89,4 @@ class ReplicaObserved(msgspec.Struct, frozen=True, kw_only=True):
     artifact_sha256: str = ""
     is_simulated: bool = False
     features: tuple[str, ...] = ()
+    data_class_max: DataClass = DataClass.CLASSIFIED

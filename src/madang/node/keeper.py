@@ -39,7 +39,7 @@ from madang.machine.replica_events import (
     Tick,
     Unplanned,
 )
-from madang.model import ReplicaObserved, ReplicaPhase, ReplicaSpec
+from madang.model import DataClass, ReplicaObserved, ReplicaPhase, ReplicaSpec
 from madang.node.artifacts import ArtifactFetcher, FetchProgress
 from madang.node.board import Board
 from madang.node.chips import ChipBook
@@ -374,5 +374,6 @@ class ReplicaKeeper:
                 artifact_sha256=spec.artifact.files[0].sha256 if spec.artifact.files else "",
                 is_simulated=self._is_simulated and engine is not None,
                 features=driver.capabilities.features if driver is not None else (),
+                data_class_max=driver.capabilities.data_class_max if driver is not None else DataClass.OPEN,
             )
         )

@@ -95,7 +95,8 @@ def may_engine_serve(data_class: DataClass, engine_data_class_max: DataClass) ->
 
 def stricter(first: DataClass, second: DataClass) -> DataClass:
     """Return the higher of two classes: copies differ only while a change is on its way."""
-    return first if _RANKS[first] >= _RANKS[second] else second
+    unknown = len(_RANKS)
+    return first if _RANKS.get(first, unknown) >= _RANKS.get(second, unknown) else second
 
 
 def allowed_sites(residency: Residency, data_class: DataClass, sites: Iterable[Site]) -> frozenset[SiteId]:

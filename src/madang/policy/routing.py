@@ -21,7 +21,7 @@ import msgspec
 
 from madang.core import ReplicaId, SiteId, draw_unit
 from madang.model import DataClass, PriorityClass, Residency, Site
-from madang.policy.residency import is_allowed
+from madang.policy.residency import is_allowed, may_engine_serve
 
 DIGEST_AGE_MAX_S = 1.5
 """Three digest periods of 0.5 s: an older digest describes a site that may be gone."""
@@ -59,12 +59,19 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReplicaChoice(msgspec.Struct, frozen=True):
-    """A ready replica of this site; `in_flight` counts all workers, `is_suspect` means it failed a moment ago."""
+    """A ready replica of this site.
+
+    Attributes:
+        in_flight: counts all workers.
+        is_suspect: it failed a moment ago.
+        data_class_max: the highest class of data that its engine may see.
+    """
 
     replica_id: ReplicaId
     slots: int
     in_flight: int
     is_suspect: bool = False
+    data_class_max: DataClass = DataClass.CLASSIFIED
 
 
 class PeerChoice(msgspec.Struct, frozen=True):
@@ -190,9 +197,10 @@ def _is_legal(ask: Ask, view: View, name: SiteId) -> bool:
 def _usable_replicas(ask: Ask, view: View, tried: Collection[Route]) -> list[ReplicaChoice]:
     if ask.is_local_barred or not view.replicas or not _is_legal(ask, view, view.site):
         return []
+    replicas = [choice for choice in view.replicas if may_engine_serve(ask.data_class, choice.data_class_max)]
     if not tried:
-        return list(view.replicas)
-    return [choice for choice in view.replicas if ToReplica(choice.replica_id) not in tried]
+        return replicas
+    return [choice for choice in replicas if ToReplica(choice.replica_id) not in tried]
 
 
 def _usable_peers(ask: Ask, view: View, tried: Collection[Route]) -> list[PeerChoice]:

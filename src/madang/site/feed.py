@@ -106,6 +106,7 @@ class Replicas:
                 chip_kind=seen[replica_id].chip_kind,
                 slots=seen[replica_id].slots,
                 features=seen[replica_id].features,
+                data_class_max=seen[replica_id].data_class_max,
                 slot=slot,
             )
             for replica_id, slot in sorted(self._table.slots.items())

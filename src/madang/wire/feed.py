@@ -10,7 +10,7 @@ engines, peers' digests and session keys; its mode is 0600, since it holds engin
 import msgspec
 
 from madang.core import Rejected, SiteId
-from madang.model import ApiKey, CatalogEntry, KeyPolicy, Project, ReplicaPhase, Service, Site, Tariff, Tenant
+from madang.model import ApiKey, CatalogEntry, DataClass, KeyPolicy, Project, ReplicaPhase, Service, Site, Tariff, Tenant
 from madang.wire.bus import ServiceLoad
 
 SNAPSHOT_FILE = "snapshot.msgpack"
@@ -53,6 +53,7 @@ class LocalReplica(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         slot: index of its counter in the in-flight table, stable while the replica exists.
         features: words of EngineFeature.
+        data_class_max: the highest class of data that the engine may see.
     """
 
     replica_id: str
@@ -64,6 +65,7 @@ class LocalReplica(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     slot: int
     features: tuple[str, ...] = ()
+    data_class_max: DataClass = DataClass.CLASSIFIED
 
 
 class PeerSession(msgspec.Struct, frozen=True, kw_only=True):
