@@ -49,6 +49,7 @@ format: $(VENV)/.dev ## rewrite the sources as ruff likes them
 bench: bench-gateway ## every benchmark
 
 bench-gateway: $(VENV)/.dev ## what the gateway costs, beside HAProxy, vllm-router and LiteLLM
+	@scripts/make-bench-peers $(PYTHON)
 	@$(BIN)/python -m bench.gateway $(BENCH_FLAGS)
 
 lock: ## resolve the dependencies anew; see CONTRIBUTING

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import uvloop
 from bench.gateway.loads import until_answered
-from bench.gateway.measure import LOADS, Measured, Upstream, measure
+from bench.gateway.measure import LOADS, Apart, Measured, Upstream, measure, measure_apart, split_forwarder
 from bench.gateway.peers import START_S, Direct, HaProxy, LiteLlm, Peer, Splice, VllmRouter, request_bytes
 from bench.gateway.process import LOAD_CORE, Program, free_port
-from bench.gateway.report import Facts, find_facts, judge, print_report, write_json, write_page
-from bench.gateway.site import ROOT, Ours
+from bench.gateway.report import NULL_METERING, OURS, Facts, find_facts, judge, print_report, write_json, write_page
+from bench.gateway.site import ROOT, Ours, Site
 from rich.console import Console
 
 TURNS = 3
 VENVS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "madang" / "bench"
-JSON_ONLY = {"madang, metering off", "madang, streamed engine"}
+STREAMED_ENGINE = f"{OURS}, streamed engine"
+JSON_ONLY = {NULL_METERING, STREAMED_ENGINE}
 """Variants of ours that answer one question each; only the load `json` asks it."""
 
 
@@ -41,16 +42,24 @@ def parse() -> argparse.Namespace:
 
 def list_peers(options: argparse.Namespace, upstream: Program) -> list[Peer]:
     """Return the gateways that shall run; says on standard error which are missing."""
-    off = {"gateway_module": "bench.gateway.null_metering", "note": "events are made and dropped (null_metering.py)"}
-    streamed = {"streamed_only": True, "note": "an engine that must be asked for a stream: answers are assembled"}
     every: list[Peer] = [
         Direct(upstream),
         Splice(),
         HaProxy(),
         VllmRouter(options.venvs),
         Ours(options.python),
-        Ours(options.python, name="madang, metering off", **off),
-        Ours(options.python, name="madang, streamed engine", **streamed),
+        Ours(
+            options.python,
+            name=NULL_METERING,
+            gateway_module="bench.gateway.null_metering",
+            note="events are made and dropped (null_metering.py)",
+        ),
+        Ours(
+            options.python,
+            name=STREAMED_ENGINE,
+            streamed_only=True,
+            note="an engine that must be asked for a stream: answers are assembled",
+        ),
         LiteLlm(options.venvs),
     ]
     wanted = [peer for peer in every if not options.only or peer.name in options.only]
@@ -62,20 +71,25 @@ def list_peers(options: argparse.Namespace, upstream: Program) -> list[Peer]:
 
 async def run_peer(
     peer: Peer, line: Upstream, port: int, folder: Path, turn: int, options: argparse.Namespace
-) -> list[Measured]:
+) -> tuple[list[Measured], Apart | None]:
     """Start a gateway, put every load on it, and end it."""
     line.ask("json")
     running = await asyncio.to_thread(peer.start, port, folder)
     found: list[Measured] = []
+    apart: Apart | None = None
     try:
         await until_answered(running.port, request_bytes(running, is_stream=False), START_S)
         names = ["json"] if peer.name in JSON_ONLY else options.load or list(LOADS)
         for name in names:
-            load = LOADS[name].scaled(options.seconds)
+            load = peer.adapt(LOADS[name].scaled(options.seconds))
+            if load is None:
+                continue
             found.append(await measure(peer.name, running, load, line, turn))
+        if isinstance(running, Site) and peer.name == OURS and turn == options.turns - 1:
+            apart = await measure_apart(running, LOADS["json"].scaled(options.seconds), line)
     finally:
         await asyncio.to_thread(running.stop)
-    return found
+    return found, apart
 
 
 async def run(options: argparse.Namespace, console: Console) -> tuple[Facts, list[Measured]]:
@@ -95,8 +109,13 @@ async def run(options: argparse.Namespace, console: Console) -> tuple[Facts, lis
         for turn in range(options.turns):
             for peer in peers:
                 with console.status(f"round {turn + 1} of {options.turns}: {peer.name}"):
-                    found += await run_peer(peer, line, port, folder, turn, options)
+                    measured, apart = await run_peer(peer, line, port, folder, turn, options)
+                found += measured
+                facts.apart = apart or facts.apart
                 gc.collect()
+        for one in found:
+            if facts.apart is not None and "site" in one.cpu_us and one.peer != NULL_METERING:
+                split_forwarder(one, facts.apart)
         facts.duration_s = time.monotonic() - begun_s
         return facts, found
     finally:

@@ -77,6 +77,7 @@ class Client(asyncio.Protocol):
         self.receive = self._receive_stream if load.is_stream else self._receive_plain
         self.call_later = asyncio.get_running_loop().call_later
         self.left = 0
+        self.whole_bytes = -1
         self.head = self.tail = b""
         self.sent_s = self.first_s = 0.0
         self.is_over = False
@@ -104,6 +105,11 @@ class Client(asyncio.Protocol):
         self.transport.abort()
 
     def _receive_plain(self, data: bytes) -> None:
+        if len(data) == self.whole_bytes and not self.left and data.startswith(_OK):
+            # As long as the last one that was whole: most answers end here.
+            self.first_s = time.perf_counter()
+            self._note()
+            return
         if self.left:
             self.left -= len(data)
         else:
@@ -122,7 +128,9 @@ class Client(asyncio.Protocol):
                 self.receive = self._receive_stream
                 self._receive_stream(data)
                 return
-            self.left = int(head[at + 15 :].split(b"\r\n", 1)[0]) + end + 4 - len(data)
+            whole_bytes = int(head[at + 15 :].split(b"\r\n", 1)[0]) + end + 4
+            self.left = whole_bytes - len(data)
+            self.whole_bytes = whole_bytes if self.left == 0 else -1
         if self.left == 0:
             self._note()
 

@@ -26,8 +26,12 @@ LOADS = {
     "one": Load(name="one", mode="short", connections=1, is_stream=True, warm_s=0.3, measure_s=2.5, think_s=0.002),
     "many": Load(name="many", mode="short", connections=64, is_stream=True, warm_s=0.5, measure_s=2.5, think_s=0.025),
 }
+GATEWAY_GROUPS = ("peer", "worker", "site")
+"""Whose CPU counts as the gateway's: all of a peer; of ours the worker and the site process together."""
 _CAUGHT_UP_S = 60.0
 _LOOK_S = 0.4
+_SETTLE_S = 1.0
+_CALM_S = 15.0
 
 
 class Measured(msgspec.Struct, kw_only=True):
@@ -38,10 +42,11 @@ class Measured(msgspec.Struct, kw_only=True):
         rate: requests or chunks a second.
         first_us, rest_us: p50 and p99 of the time to the first byte of content, and from it to the last byte.
         rss_mib: by group, at the end.
-        reused: share of requests that went over an upstream connection that was there already.
+        requests, opened: that came to the engine, and connections that were opened for them, while it was measured.
         deliveries: reads of the client per answer; far fewer than chunks means a gateway that buffers.
         is_whole: whether every answer was 200 and complete.
         caught_up_s: how long our site process needed after the load.
+        busy: share of the core that the gateway took; well under 1, somebody else held it up.
     """
 
     peer: str
@@ -52,10 +57,22 @@ class Measured(msgspec.Struct, kw_only=True):
     first_us: tuple[float, float]
     rest_us: tuple[float, float]
     rss_mib: dict[str, float]
-    reused: float
+    requests: int
+    opened: int
     deliveries: float
     is_whole: bool
+    busy: float = 0.0
     caught_up_s: float = 0.0
+
+
+class Apart(msgspec.Struct, frozen=True):
+    """What one usage event costs the site process: importing, forwarding; and what forwarding costs NATS, in us."""
+
+    import_us: float
+    forward_us: float
+    nats_us: float
+    events: int
+    forwarded: int
 
 
 class Upstream:
@@ -98,7 +115,7 @@ async def measure(peer: str, running: Running, load: Load, upstream: Upstream, t
         rss.update(watch.rss())
 
     seen = await run_load(load, running.port, request, watch.mark, end)
-    caught_up_s = await _catch_up(running)
+    caught_up_s = await _catch_up(running) if isinstance(running, Site) else await _calm_down(running)
     watch.mark()
     trouble = running.find_trouble()
     if trouble:
@@ -106,10 +123,60 @@ async def measure(peer: str, running: Running, load: Load, upstream: Upstream, t
     return _sum_up(peer, load, turn, seen, watch.marks, rss, caught_up_s)
 
 
-async def _catch_up(running: Running) -> float:
-    """Wait until our site process has handed on all usage; return the seconds, 0 for other gateways."""
-    if not isinstance(running, Site):
-        return 0.0
+async def measure_apart(site: Site, load: Load, upstream: Upstream) -> Apart:
+    """Return what importing and what forwarding costs, by letting one follow the other.
+
+    The hub's NATS server is ended before the load: usage is imported and stays. Then it runs again, and the outbox is
+    forwarded while nobody asks for anything.
+    """
+    upstream.ask(load.mode)
+    await asyncio.to_thread(site.cut_hub)
+    await asyncio.sleep(_SETTLE_S)
+    watch = _Watch(site, upstream)
+    watch.mark()
+    request = request_bytes(site, is_stream=load.is_stream)
+    await run_load(load, site.port, request, lambda: None, lambda: None)
+    waiting = -1
+    while waiting != (waiting := site.read_backlog()):
+        await asyncio.sleep(2 * _LOOK_S)
+    watch.mark()
+    await asyncio.to_thread(site.heal_hub)
+    site_pids, nats_pids = (site.groups()[name] for name in ("site", "nats"))
+    before = usage_of(site_pids).cpu_s, usage_of(nats_pids).cpu_s
+    await _catch_up(site)
+    after = usage_of(site_pids).cpu_s, usage_of(nats_pids).cpu_s
+    (begin, counts), (end, counts_end) = watch.marks
+    events = max(1, counts_end.requests - counts.requests)
+    return Apart(
+        import_us=(end["site"] - begin["site"]) / events * 1e6,
+        forward_us=(after[0] - before[0]) / max(1, waiting) * 1e6,
+        nats_us=(after[1] - before[1]) / max(1, waiting) * 1e6,
+        events=events,
+        forwarded=waiting - site.read_backlog(),
+    )
+
+
+def split_forwarder(one: Measured, apart: Apart) -> None:
+    """Take the forwarder out of the site process, whose part it is, and count it as a group of its own."""
+    per_unit = apart.forward_us / (CHUNKS if one.load in ("burst", "paced") else 1)
+    one.cpu_us["forwarder"] = forwarder = min(per_unit, one.cpu_us["site"])
+    one.cpu_us["site"] -= forwarder
+
+
+async def _calm_down(running: Running) -> float:
+    """Wait until a gateway does next to nothing any more; return the seconds."""
+    loop = asyncio.get_running_loop()
+    begun_s = loop.time()
+    pids = [pid for group in running.groups().values() for pid in group]
+    used_s, before_s = usage_of(pids).cpu_s, -1.0
+    while used_s - before_s > 0.1 * _LOOK_S and loop.time() < begun_s + _CALM_S:
+        await asyncio.sleep(_LOOK_S)
+        before_s, used_s = used_s, usage_of(pids).cpu_s
+    return loop.time() - begun_s
+
+
+async def _catch_up(running: Site) -> float:
+    """Wait until our site process has handed on all usage; return the seconds."""
     loop = asyncio.get_running_loop()
     begun_s = loop.time()
     quiet = 0
@@ -132,7 +199,6 @@ def _sum_up(
 ) -> Measured:
     start, begin, end, last = marks
     is_chunks = load.name in ("burst", "paced")
-    requests = end[1].requests - begin[1].requests
     units = float(seen.done * CHUNKS if load.name == "burst" else seen.done)
     if load.name == "paced":
         units = float(end[1].writes - begin[1].writes)
@@ -140,7 +206,7 @@ def _sum_up(
     for name in cpu_us.keys() - {"peer", "worker"}:
         whole = (last[1].writes - start[1].writes) if is_chunks else (last[1].requests - start[1].requests)
         cpu_us[name] = (last[0][name] - start[0][name]) / max(whole, 1) * 1e6
-    opened = end[1].connections - begin[1].connections
+    busy_s = sum(end[0][name] - begin[0][name] for name in end[0] if name in GATEWAY_GROUPS)
     return Measured(
         peer=peer,
         load=load.name,
@@ -150,9 +216,11 @@ def _sum_up(
         first_us=percentiles_us(seen.first_s),
         rest_us=percentiles_us(seen.rest_s),
         rss_mib=rss,
-        reused=1.0 - opened / max(requests, 1),
+        requests=end[1].requests - begin[1].requests,
+        opened=end[1].connections - begin[1].connections,
         deliveries=seen.deliveries / max(seen.done, 1),
         is_whole=seen.bad == 0 and seen.done > 0,
+        busy=busy_s / max(seen.duration_s, 1e-9),
         caught_up_s=caught_up_s,
     )
 

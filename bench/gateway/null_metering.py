@@ -18,7 +18,7 @@ class NullUsageLog(UsageLog):
 
     def append(self, event: UsageEvent, on_durable: OnDurable) -> None:
         """Tell `on_durable` at the next turn of the loop."""
-        self._loop.call_soon(on_durable, "")
+        self._loop.call_later(0, on_durable, "")
 
 
 def main(config: Path, worker: int) -> int:

@@ -7,7 +7,9 @@ process; all else is on the other.
 
 import hashlib
 import secrets
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import msgspec
 from bench.gateway.node import CHIP_KIND
+from bench.gateway.peers import Carrier
 from bench.gateway.process import LOAD_CORE, PEER_CORE, Program, free_port, tree
 
 import madang
@@ -37,6 +40,7 @@ SLOTS = 4096
 """More than any load has clients: the engine never counts as full."""
 FILE = ArtifactFile(name="none", size_bytes=1, sha256="0" * 64)
 """Never fetched: the node that would is a stand-in."""
+MEMORY = Path("/dev/shm")
 _READY_S = 30.0
 
 
@@ -56,7 +60,11 @@ class Site:
             streamed_only: the engine must always be asked for a stream.
         """
         folder.mkdir(parents=True)
-        self.folder, self.model = folder, SERVICE
+        self.folder = folder
+        self.model: str = SERVICE
+        self.key = ""
+        # The hub is another machine's: its disk must not hold up the site's.
+        self._hub_dir = Path(tempfile.mkdtemp(prefix="madang-bench-hub-", dir=MEMORY if MEMORY.is_dir() else folder))
         self.programs: dict[str, Program] = {}
         self.port = free_port()
         try:
@@ -97,7 +105,7 @@ class Site:
 
     def _start_hub(self, digest: str) -> HubSettings:
         hub = HubSettings(
-            state_dir=self.folder / "hub",
+            state_dir=self._hub_dir,
             port=free_port(),
             admin_token_sha256=digest,
             nats_port=free_port(),
@@ -151,6 +159,14 @@ class Site:
                 return f"{name} has ended: {program.tail()}"
         return ""
 
+    def cut_hub(self) -> None:
+        """End the hub's NATS server: usage piles up in the outbox."""
+        self.programs["hub_nats"].stop()
+
+    def heal_hub(self) -> None:
+        """Start it again: the outbox is forwarded."""
+        self._start("hub_nats", self.hub_nats, LOAD_CORE)
+
     def read_backlog(self) -> int:
         """Return how many usage events wait in the site's outbox."""
         return int(self.admin.get("/api/v1/status")["outbox_depth"])
@@ -161,6 +177,7 @@ class Site:
             program = self.programs.pop(name, None)
             if program is not None:
                 program.stop()
+        shutil.rmtree(self._hub_dir, ignore_errors=True)
 
 
 def is_answering(client: AdminClient) -> bool:
@@ -199,7 +216,7 @@ def make_facts(hub: AdminClient) -> str:
     return str(hub.call("POST", "/api/v1/keys", {"tenant_id": TENANT})["api_key"])
 
 
-class Ours:
+class Ours(Carrier):
     """Our gateway with every feature on."""
 
     def __init__(
