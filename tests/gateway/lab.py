@@ -27,6 +27,7 @@ from madang.gateway.usage_log import Disk
 from madang.model import (
     ApiKey,
     CatalogEntry,
+    DataClass,
     ReplicaPhase,
     Residency,
     ResidencyScope,
@@ -81,6 +82,8 @@ class LabTenant:
     residency: Residency
     is_revoked: bool = False
     expires_at_s: float | None = None
+    data_class: DataClass = DataClass.SENSITIVE
+    is_redirect_wanted: bool = False
 
     @property
     def key(self) -> str:
@@ -130,6 +133,8 @@ class LabSite:
     peers: list[str] = field(default_factory=list)
     peer_urls: dict[str, str] = field(default_factory=dict)
     digest_age_s: float = 0.1
+    data_class_max: DataClass = DataClass.SENSITIVE
+    round_trips_s: dict[str, float] = field(default_factory=dict)
     loads: tuple[ServiceLoad, ...] | None = None
     generation: int = 1
     closed_reason: str = ""
@@ -150,7 +155,13 @@ class LabSite:
 
     @property
     def fact(self) -> Site:
-        return Site(name=SiteId(self.name), region=self.region, tenant_url=self.url, is_entry_only=self.is_entry_only)
+        return Site(
+            name=SiteId(self.name),
+            region=self.region,
+            tenant_url=self.url,
+            is_entry_only=self.is_entry_only,
+            data_class_max=self.data_class_max,
+        )
 
     def add_replica(
         self, engine: FakeEngine, service: str = CHAT, slots: int = 4, features: tuple[str, ...] = ()
@@ -198,11 +209,18 @@ class LabSite:
                     residency=tenant.residency,
                     expires_at_s=tenant.expires_at_s,
                     is_revoked=tenant.is_revoked,
+                    data_class=tenant.data_class,
+                    is_redirect_wanted=tenant.is_redirect_wanted,
                 )
                 for tenant in lab.tenants
             ),
             tenants=tuple(
-                Tenant(tenant_id=TenantId(tenant.name), title=tenant.name, residency=tenant.residency)
+                Tenant(
+                    tenant_id=TenantId(tenant.name),
+                    title=tenant.name,
+                    residency=tenant.residency,
+                    data_class=tenant.data_class,
+                )
                 for tenant in lab.tenants
             ),
             services=tuple(lab.services),
@@ -227,6 +245,7 @@ class LabSite:
             digest_age_s=self.digest_age_s,
             services=other.own_loads(),
             sessions=(session_between(self.name, name),),
+            round_trip_s=self.round_trips_s.get(name, -1.0),
         )
 
     def refresh(self) -> None:

@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     command(sites, "show")(_show_site)
     command(sites, "add")(_add_site)
     command(sites, "grade")(_grade_site)
+    command(sites, "nearest")(_find_nearest)
     for verb, done in (
         ("revoke", "revoked: its link is refused from now on; it keeps serving locally"),
         ("resync", "is sent its whole desired state"),
@@ -111,6 +112,20 @@ def _grade_site(
         print_json(answer)
     else:
         say(f"site {name} may hold data up to class {answer['data_class_max']}")
+
+
+def _find_nearest(
+    access: Access,
+    key: Annotated[str, typer.Option("--key", envvar="OPENAI_API_KEY", help="The tenant's key.", show_default=False)],
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="URL", help="Any gateway of the federation; else the national entry.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, max=100, help="Round trips at each site.")] = 9,
+) -> None:
+    """Measure the way to each site where this key's data may be, and name the best base URL."""
+    from madang.cli.nearest import find_nearest
+
+    find_nearest(access, key=key, url=url, count=count)
 
 
 def _site_verb(verb: str, done: str) -> Any:

@@ -26,6 +26,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         project_id: whose budget it uses; empty where that is not known.
         is_transit: this site may only pass the request on, unread.
+        is_barred: this site may not even do that; all it may do is to say where else to go.
+        is_redirect_wanted: the tenant would rather be sent to the nearest legal site than served through an entry.
     """
 
     key_id: KeyId
@@ -34,10 +36,25 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     data_class: DataClass
     is_transit: bool = False
     project_id: ProjectId = ProjectId("")
+    is_barred: bool = False
+    is_redirect_wanted: bool = False
 
 
 def authenticate(desired: Desired, authorization: bytes | None, now_s: float) -> Caller:
-    """Return who asks; raises ApiError 401 for a key that opens nothing and 403 where its data may not go.
+    """Return who asks; raises ApiError 401 for a key that opens nothing and 403 where its data may not go."""
+    caller = identify(desired, authorization, now_s)
+    check_entry(desired, caller)
+    return caller
+
+
+def check_entry(desired: Desired, caller: Caller) -> None:
+    """Raise ApiError 403 where a caller's data may not go, not even unread."""
+    if caller.is_barred:
+        raise residency_error(desired, caller.residency, caller.data_class)
+
+
+def identify(desired: Desired, authorization: bytes | None, now_s: float) -> Caller:
+    """Return who asks, wherever its data may go; raises ApiError 401 for a key that opens nothing.
 
     Args:
         desired: the site's snapshot.
@@ -64,14 +81,14 @@ def authenticate(desired: Desired, authorization: bytes | None, now_s: float) ->
     residency = key.residency if tenant is None else _narrower(desired, key.residency, tenant.residency)
     site = desired.site
     is_legal = site is not None and is_allowed(residency, data_class, site)
-    if not is_legal and (site is None or not may_pass_through(residency, data_class, site)):
-        raise residency_error(desired, residency, data_class)
     return Caller(
         key_id=key.key_id,
         tenant_id=key.tenant_id,
         residency=residency,
         data_class=data_class,
         is_transit=not is_legal,
+        is_barred=not is_legal and (site is None or not may_pass_through(residency, data_class, site)),
+        is_redirect_wanted=key.is_redirect_wanted or (tenant is not None and tenant.is_redirect_wanted),
     )
 
 

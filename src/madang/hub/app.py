@@ -18,7 +18,7 @@ from madang.core import Clock, Entropy, MadangError, Unavailable
 from madang.hub.api import catalog, records, sites, tenancy
 from madang.hub.claims import merge_claims
 from madang.hub.desired_store import read_live_generations, replan
-from madang.hub.enrolment import Enrolment
+from madang.hub.enrolment import Enrolment, SiteGrade
 from madang.hub.facts_admin import KeyExpiry, KeyRequest
 from madang.hub.observed import SiteState
 from madang.hub.parts import HubParts, database_url, make_parts
@@ -138,5 +138,5 @@ def make_app(parts: HubParts) -> FastAPI:
         find_problems=lambda: find_problems(parts),
         routers=[module.make_router(parts) for module in modules],
         open_routers=[records.make_artifact_router(parts)],
-        structs=(Enrolment, Tenant, KeyRequest, KeyExpiry, CatalogEntry, Service),
+        structs=(Enrolment, SiteGrade, Tenant, KeyRequest, KeyExpiry, CatalogEntry, Service),
     )

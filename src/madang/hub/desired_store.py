@@ -71,6 +71,7 @@ def read_keys(connection: sa.Connection, ids: Iterable[str] | None = None) -> tu
             tenant_id=row.tenant_id,
             residency=tenants[row.tenant_id].residency,
             data_class=tenants[row.tenant_id].data_class,
+            is_redirect_wanted=tenants[row.tenant_id].is_redirect_wanted,
             expires_at_s=row.expires_at_s,
             is_revoked=row.is_revoked,
         )

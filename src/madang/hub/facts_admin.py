@@ -95,8 +95,9 @@ def put_tenant(change: Change, tenant: Tenant, *, may_replace: bool) -> tuple[Te
             raise Conflict(f"service {service.name} shares a prefix cache, so its tenants must be of class open")
     _upsert(change, TENANT, TENANT.c.tenant_id, tenant.tenant_id, tenant)
     change.touch(KIND_TENANT, tenant.tenant_id)
-    if old is not None and (old.residency, old.data_class) != (tenant.residency, tenant.data_class):
-        # Keys carry a copy of both, and where a service runs follows from them.
+    copied = ("residency", "data_class", "is_redirect_wanted")
+    if old is not None and any(getattr(old, name) != getattr(tenant, name) for name in copied):
+        # Keys carry a copy of these, and where a service runs follows from them.
         for key_id in change.connection.scalars(
             sa.select(API_KEY.c.key_id).where(API_KEY.c.tenant_id == tenant.tenant_id)
         ):

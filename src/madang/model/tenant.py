@@ -90,6 +90,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
         tenant_id, residency, data_class: copied here so that a site the tenant's data may not touch can still say where
             to go. A class of None is that of a key of before classes narrowed: the tenant's own is asked, and where
             that is not known the strictest holds.
+        is_redirect_wanted: copied likewise: most of those who want it may not be known at the entry that sends them on.
         expires_at_s: wall time, seconds; None means never.
         is_revoked: true from the moment the owner said so.
     """
@@ -101,6 +102,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     expires_at_s: float | None = None
     is_revoked: bool = False
     data_class: DataClass | None = None
+    is_redirect_wanted: bool = False
 
 
 class KeyPolicy(msgspec.Struct, frozen=True, kw_only=True):

@@ -118,6 +118,7 @@ def list_loops(parts: SiteParts) -> dict[str, Coroutine[Any, Any, None]]:
         "digests": parts.peers.run_digests(settings.digest_period_s),
         "digest_listener": parts.peers.run_listener(),
         "sweep": parts.peers.run_sweep(),
+        "round_trips": parts.peers.round_trips.run(),
         "heartbeats": parts.pulse.run_heartbeats(settings.heartbeat_period_s),
         "status": parts.pulse.run_status(),
         "planner": parts.planner.run(),

@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 from madang.core import Clock, Rejected, SiteId, Unavailable
 from madang.machine.feed_digests import DigestBook
+from madang.model import Site
 from madang.runtime.bus import Bus, BusMessage
 from madang.runtime.telemetry import EventLog
 from madang.site.desired import DesiredView
+from madang.site.round_trips import RoundTrips
 from madang.site.sessions import SessionBook
 from madang.wire.bus import Digest, ServiceLoad, decode, digest_subject, encode, site_of_subject
 from madang.wire.feed import Peer, PeerSession
@@ -38,7 +40,7 @@ class Peers:
         clock: Clock,
         log: EventLog,
     ) -> None:
-        """Prepare both loops.
+        """Prepare the loops.
 
         Args:
             site: our name.
@@ -61,6 +63,7 @@ class Peers:
         self._clock = clock
         self._log = log
         self._book = DigestBook()
+        self.round_trips = RoundTrips(self._urls, clock)
         self._inbox = bus.listen(digest_subject("*"), pending_max=_INBOX_MAX)
         self._seq = 0
         self._complaints: set[tuple[str, str]] = set()
@@ -132,13 +135,20 @@ class Peers:
             peers.append(
                 Peer(
                     site=fact.name,
-                    url=self._overrides.get(name) or fact.peer_url,
+                    url=self._url_of(fact),
+                    round_trip_s=self.round_trips.round_trip_s(name),
                     digest_age_s=self._book.age_s(name, now_ns),
                     services=digest.services if digest is not None else (),
                     sessions=self._sessions.sessions(fact, digest.offers) if digest is not None else (),
                 )
             )
         return tuple(peers)
+
+    def _url_of(self, fact: Site) -> str:
+        return self._overrides.get(fact.name) or fact.peer_url
+
+    def _urls(self) -> dict[str, str]:
+        return {name: self._url_of(fact) for name, fact in self._view.sites.items() if name != self._site}
 
     def own_sessions(self) -> tuple[PeerSession, ...]:
         """Return our sessions with ourselves, the one to sign with first."""

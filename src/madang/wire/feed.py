@@ -10,7 +10,18 @@ engines, peers' digests and session keys; its mode is 0600, since it holds engin
 import msgspec
 
 from madang.core import Rejected, SiteId
-from madang.model import ApiKey, CatalogEntry, DataClass, KeyPolicy, Project, ReplicaPhase, Service, Site, Tariff, Tenant
+from madang.model import (
+    ApiKey,
+    CatalogEntry,
+    DataClass,
+    KeyPolicy,
+    Project,
+    ReplicaPhase,
+    Service,
+    Site,
+    Tariff,
+    Tenant,
+)
 from madang.wire.bus import ServiceLoad
 
 SNAPSHOT_FILE = "snapshot.msgpack"
@@ -89,6 +100,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
         url: where its peer port is reached from here, `http://host:port`.
         digest_age_s: age of its newest digest when `live` was written; infinite is written as -1.
         sessions: newest first; sign with the first, accept any.
+        round_trip_s: to its peer port and back, measured by the site process; negative where that is not known.
     """
 
     site: SiteId
@@ -96,6 +108,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     digest_age_s: float
     services: tuple[ServiceLoad, ...]
     sessions: tuple[PeerSession, ...]
+    round_trip_s: float = -1.0
 
 
 class GatewayLive(msgspec.Struct, frozen=True, kw_only=True):

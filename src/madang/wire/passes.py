@@ -20,6 +20,8 @@ from madang.core import KeyId, Rejected, RequestId, ServiceName, SiteId, TenantI
 from madang.model import Residency
 
 PASS_HEADER = "x-madang-pass"
+PROBE_PATH = "/probe"
+"""On the peer port: HEAD is answered 200 at once, with nothing and to whoever asks, so that round trips are known."""
 ACCEPT_WITHIN_S = 1.0
 HEARTBEAT_PERIOD_S = 1.0
 HEARTBEAT_LOST_AFTER_S = 3.0
