@@ -82,7 +82,7 @@ async def run_peer(
         names = ["json"] if peer.name in JSON_ONLY else options.load or list(LOADS)
         for name in names:
             load = peer.adapt(LOADS[name].scaled(options.seconds))
-            if load is None:
+            if load is None or (load.is_tls and not running.tls_port):
                 continue
             found.append(await measure(peer.name, running, load, line, turn))
         if isinstance(running, Site) and peer.name == OURS and turn == options.turns - 1:

@@ -32,6 +32,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         measure_s: how long it is measured.
         stagger_s: clients begin spread over this time.
         think_s: pause between an answer and the next request.
+        is_tls: over TLS.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     measure_s: float
     stagger_s: float = 0.0
     think_s: float = 0.0
+    is_tls: bool = False
 
     def scaled(self, factor: float) -> "Load":
         """Return the same load for longer or shorter."""

@@ -15,19 +15,27 @@ from bench.gateway.loads import Load, Seen, run_load
 from bench.gateway.peers import Running, request_bytes
 from bench.gateway.process import usage_of
 from bench.gateway.site import Site
+from bench.gateway.tls import client_context, run_handshakes
 from bench.gateway.upstream import CHUNKS, Counts
 
 LOADS = {
     "json": Load(name="json", mode="json", connections=64, is_stream=False, warm_s=1.0, measure_s=3.0),
     "burst": Load(name="burst", mode="burst", connections=64, is_stream=True, warm_s=1.0, measure_s=3.0),
     "paced": Load(
-        name="paced", mode="paced", connections=256, is_stream=True, warm_s=0.5, measure_s=4.0, stagger_s=2.0
+        name="paced", mode="paced", connections=256, is_stream=True, warm_s=0.3, measure_s=3.0, stagger_s=2.0
     ),
     "one": Load(name="one", mode="short", connections=1, is_stream=True, warm_s=0.3, measure_s=2.5, think_s=0.002),
     "many": Load(name="many", mode="short", connections=64, is_stream=True, warm_s=0.5, measure_s=2.5, think_s=0.025),
 }
 GATEWAY_GROUPS = ("peer", "worker", "site")
 """Whose CPU counts as the gateway's: all of a peer; of ours the worker and the site process together."""
+LOADS |= {
+    f"tls_{name}": msgspec.structs.replace(LOADS[name], name=f"tls_{name}", is_tls=True, measure_s=2.0)
+    for name in ("json", "burst", "paced")
+}
+LOADS["tls_shake"] = Load(
+    name="tls_shake", mode="json", connections=16, is_stream=False, warm_s=0.5, measure_s=2.5, is_tls=True
+)
 _CAUGHT_UP_S = 60.0
 _LOOK_S = 0.4
 _SETTLE_S = 1.0
@@ -106,7 +114,6 @@ async def measure(peer: str, running: Running, load: Load, upstream: Upstream, t
     """Put a load on a gateway once."""
     upstream.ask(load.mode)
     watch = _Watch(running, upstream)
-    request = request_bytes(running, is_stream=load.is_stream)
     watch.mark()
     rss: dict[str, float] = {}
 
@@ -114,7 +121,12 @@ async def measure(peer: str, running: Running, load: Load, upstream: Upstream, t
         watch.mark()
         rss.update(watch.rss())
 
-    seen = await run_load(load, running.port, request, watch.mark, end)
+    if load.name == "tls_shake":
+        seen = await run_handshakes(load, running.tls_port, watch.mark, end)
+    else:
+        request = request_bytes(running, is_stream=load.is_stream)
+        port, tls = (running.tls_port, client_context()) if load.is_tls else (running.port, None)
+        seen = await run_load(load, port, request, watch.mark, end, tls)
     caught_up_s = await _catch_up(running) if isinstance(running, Site) else await _calm_down(running)
     watch.mark()
     trouble = running.find_trouble()
@@ -158,7 +170,9 @@ async def measure_apart(site: Site, load: Load, upstream: Upstream) -> Apart:
 
 def split_forwarder(one: Measured, apart: Apart) -> None:
     """Take the forwarder out of the site process, whose part it is, and count it as a group of its own."""
-    per_unit = apart.forward_us / (CHUNKS if one.load in ("burst", "paced") else 1)
+    if one.load == "tls_shake":
+        return
+    per_unit = apart.forward_us / (CHUNKS if LOADS[one.load].mode in ("burst", "paced") else 1)
     one.cpu_us["forwarder"] = forwarder = min(per_unit, one.cpu_us["site"])
     one.cpu_us["site"] -= forwarder
 
@@ -198,13 +212,15 @@ def _sum_up(
     caught_up_s: float,
 ) -> Measured:
     start, begin, end, last = marks
-    is_chunks = load.name in ("burst", "paced")
-    units = float(seen.done * CHUNKS if load.name == "burst" else seen.done)
-    if load.name == "paced":
+    is_chunks = load.mode in ("burst", "paced")
+    units = float(seen.done * CHUNKS if load.mode == "burst" else seen.done)
+    if load.mode == "paced":
         units = float(end[1].writes - begin[1].writes)
     cpu_us = {name: (end[0][name] - begin[0][name]) / max(units, 1) * 1e6 for name in end[0]}
     for name in cpu_us.keys() - {"peer", "worker"}:
         whole = (last[1].writes - start[1].writes) if is_chunks else (last[1].requests - start[1].requests)
+        if load.name == "tls_shake":
+            whole = seen.done
         cpu_us[name] = (last[0][name] - start[0][name]) / max(whole, 1) * 1e6
     busy_s = sum(end[0][name] - begin[0][name] for name in end[0] if name in GATEWAY_GROUPS)
     return Measured(

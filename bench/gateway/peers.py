@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 from bench.gateway.loads import Load
 from bench.gateway.process import PEER_CORE, Program, free_port, tree
+from bench.gateway.tls import make_certificate
 from bench.gateway.upstream import MODEL
 
 KEY = "mdg_bench_0000000000000000000000000000000000000000000"
@@ -32,6 +33,7 @@ defaults
     timeout server 60s
 frontend tenants
     bind 127.0.0.1:{port}
+    bind 127.0.0.1:{tls_port} ssl crt {certificate} ssl-min-ver TLSv1.3 no-tls-tickets
     http-request deny deny_status 401 unless {{ req.hdr(authorization) -m beg "Bearer mdg_" }}
     default_backend engines
 backend engines
@@ -57,12 +59,13 @@ class Running(Protocol):
     """A gateway that answers.
 
     Attributes:
-        port: where.
+        port, tls_port: where; 0 when it has no TLS here.
         key: what it asks for.
         model: what it calls the synthetic engine.
     """
 
     port: int
+    tls_port: int
     key: str
     model: str
 
@@ -112,8 +115,8 @@ class Carrier:
 class OneProgram:
     """A gateway of one program."""
 
-    def __init__(self, program: Program, port: int) -> None:
-        self.program, self.port, self.key, self.model = program, port, KEY, MODEL
+    def __init__(self, program: Program, port: int, tls_port: int = 0) -> None:
+        self.program, self.port, self.tls_port, self.key, self.model = program, port, tls_port, KEY, MODEL
 
     def groups(self) -> Mapping[str, list[int]]:
         return {"peer": tree(self.program.pid)}
@@ -132,7 +135,7 @@ class Direct(Carrier):
 
     def __init__(self, upstream: Program) -> None:
         self._upstream = upstream
-        self.key, self.model, self.port = KEY, MODEL, 0
+        self.key, self.model, self.port, self.tls_port = KEY, MODEL, 0, 0
 
     def describe(self) -> str:
         return "clients to the synthetic engine; CPU is the engine's"
@@ -185,11 +188,14 @@ class HaProxy(Carrier):
         return "" if HAPROXY.exists() else "HAProxy is not installed: as root, apt-get install haproxy"
 
     def start(self, upstream_port: int, folder: Path) -> Running:
-        port = free_port()
+        port, tls_port = free_port(), free_port()
         conf = folder / "haproxy.cfg"
-        conf.write_text(HAPROXY_CONF.format(port=port, upstream=upstream_port))
+        certificate = make_certificate(folder).joined
+        conf.write_text(
+            HAPROXY_CONF.format(port=port, tls_port=tls_port, certificate=certificate, upstream=upstream_port)
+        )
         argv = [str(HAPROXY), "-db", "-f", str(conf)]
-        return OneProgram(Program(argv, core=PEER_CORE, log=folder / "haproxy.log"), port)
+        return OneProgram(Program(argv, core=PEER_CORE, log=folder / "haproxy.log"), port, tls_port)
 
 
 class VllmRouter(Carrier):

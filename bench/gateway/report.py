@@ -132,8 +132,10 @@ def judge(found: Sequence[Measured]) -> list[Goal]:
     theirs, mine = added_us(found, "vllm-router", "one", 1), added_us(found, OURS, "one", 1)
     if theirs and mine:
         below("added first byte p99, 1 connection, µs (bound: vllm-router's)", median(mine), median(theirs), "µs")
-    rss = [one.rss_mib["worker"] for one in found if one.peer == OURS]
+    rss = [rss_of(one) for one in found if one.peer == OURS and not one.load.startswith("tls_")]
     below("RSS of a worker", max(rss) if rss else None, 60, "MiB")
+    rss = [rss_of(one) for one in found if one.peer == OURS]
+    below("RSS of a worker, TLS and 256 streams over it included", max(rss) if rss else None, 60, "MiB")
     above("upstream connections reused", reused_percent(found, OURS), 99.9, "%")
     below("throughput lost to durable metering", _metering_cost(found), 20, "%")
     return goals
@@ -194,7 +196,7 @@ def _row(found: Sequence[Measured], peer: str) -> tuple[str, ...]:
 
     rest = added_us(found, peer, "one", 0, is_rest=True)
     mine = [one for one in found if one.peer == peer]
-    rss = max(sum(mib for name, mib in one.rss_mib.items() if name in ("peer", "worker")) for one in mine)
+    rss = max((rss_of(one) for one in mine if not one.load.startswith("tls_")), default=0.0)
     return (
         peer,
         spread(of(found, peer, "json", own_cpu_us)),
@@ -207,6 +209,11 @@ def _row(found: Sequence[Measured], peer: str) -> tuple[str, ...]:
         f"{rss:.0f}",
         "" if peer in ("direct", "splice") else f"{reused_percent(found, peer):.2f}",
     )
+
+
+def rss_of(one: Measured) -> float:
+    """Return the memory of the processes that relay, in MiB: of ours the worker's."""
+    return sum(mib for name, mib in one.rss_mib.items() if name in ("peer", "worker"))
 
 
 def _rate(found: Sequence[Measured], peer: str) -> str:
@@ -242,6 +249,32 @@ def part_rows(found: Sequence[Measured]) -> list[tuple[str, ...]]:
     ]
 
 
+TLS_HEADS = (
+    "gateway, TLS",
+    "CPU µs/handshake",
+    "CPU µs/request",
+    "CPU µs/chunk burst",
+    "CPU µs/chunk paced",
+    "RSS MiB",
+)
+
+
+def tls_rows(found: Sequence[Measured]) -> list[tuple[str, ...]]:
+    """Return what TLS costs those gateways that offer it here."""
+    peers = dict.fromkeys(one.peer for one in found if one.load.startswith("tls_"))
+    return [
+        (
+            peer,
+            spread(of(found, peer, "tls_shake", own_cpu_us), 0),
+            spread(of(found, peer, "tls_json", own_cpu_us)),
+            spread(of(found, peer, "tls_burst", own_cpu_us), 2),
+            spread(of(found, peer, "tls_paced", own_cpu_us)),
+            f"{max(rss_of(one) for one in found if one.peer == peer and one.load.startswith('tls_')):.0f}",
+        )
+        for peer in peers
+    ]
+
+
 def notes(facts: Facts, found: Sequence[Measured]) -> list[str]:
     """Return what a reader must know beside the tables."""
     lines = [
@@ -271,7 +304,7 @@ def notes(facts: Facts, found: Sequence[Measured]) -> list[str]:
 def print_report(console: Console, facts: Facts, found: Sequence[Measured], goals: Sequence[Goal]) -> None:
     """Print everything on a terminal."""
     facts.load_after = os.getloadavg()[0]
-    for heads, lines in ((HEADS, rows(found)), (PART_HEADS, part_rows(found))):
+    for heads, lines in ((HEADS, rows(found)), (PART_HEADS, part_rows(found)), (TLS_HEADS, tls_rows(found))):
         table = Table(*heads)
         for line in lines:
             table.add_row(*line)
@@ -313,6 +346,8 @@ def write_page(path: Path, facts: Facts, found: Sequence[Measured], goals: Seque
             _markdown(HEADS, rows(found)),
             "Our gateway by process:",
             _markdown(PART_HEADS, part_rows(found)),
+            "Over TLS 1.3, a full handshake each with one ECDSA P-256 certificate:",
+            _markdown(TLS_HEADS, tls_rows(found)),
             "Goals, as ratios within the run:",
             _markdown(("goal", "found", "bound", ""), goal_lines),
             END,

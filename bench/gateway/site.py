@@ -19,6 +19,7 @@ import msgspec
 from bench.gateway.node import CHIP_KIND
 from bench.gateway.peers import Carrier
 from bench.gateway.process import LOAD_CORE, PEER_CORE, Program, free_port, tree
+from bench.gateway.tls import make_certificate
 
 import madang
 from madang.core import MadangError, ServiceName, TenantId
@@ -66,7 +67,7 @@ class Site:
         # The hub is another machine's: its disk must not hold up the site's.
         self._hub_dir = Path(tempfile.mkdtemp(prefix="madang-bench-hub-", dir=MEMORY if MEMORY.is_dir() else folder))
         self.programs: dict[str, Program] = {}
-        self.port = free_port()
+        self.port, self.tls_port = free_port(), free_port()
         try:
             self._start_all(upstream_port, python, gateway_module, streamed_only=streamed_only)
         except BaseException:
@@ -137,6 +138,7 @@ class Site:
         )
 
     def _gateway_settings(self, site: SiteSettings) -> GatewaySettings:
+        certificate = make_certificate(self.folder)
         return GatewaySettings(
             site=site.name,
             feed_dir=site.feed_dir,
@@ -146,6 +148,9 @@ class Site:
             admin_port=free_port(),
             site_api_url=f"http://127.0.0.1:{site.port}",
             site_api_token_file=gateway_token_file(site),
+            tls_port=self.tls_port,
+            tls_certificate_file=certificate.chain,
+            tls_key_file=certificate.key,
         )
 
     def groups(self) -> Mapping[str, list[int]]:
