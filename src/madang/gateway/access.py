@@ -92,6 +92,15 @@ def identify(desired: Desired, authorization: bytes | None, now_s: float) -> Cal
     )
 
 
+def owner_of(desired: Desired | None, authorization: bytes | None) -> tuple[str, str]:
+    """Return tenant and key of a request that was refused, as far as its key tells; empty where it tells nothing."""
+    match = None if authorization is None else _BEARER.match(authorization)
+    if match is None or desired is None:
+        return "", ""
+    key = desired.keys_by_sha256.get(hashlib.sha256(match[1]).digest())
+    return ("", "") if key is None else (key.tenant_id, key.key_id)
+
+
 def class_of(key: ApiKey, tenant: Tenant | None) -> DataClass:
     """Return the class of a key's data: the higher of what key and tenant say, the strictest where neither does."""
     if tenant is None:

@@ -21,6 +21,7 @@ from typing import Any
 import uvloop
 
 from madang.core import Clock, Entropy, MadangError, Rejected, Unavailable
+from madang.gateway.access_log import AccessLog
 from madang.gateway.admin_port import AdminPort
 from madang.gateway.feed import FeedWatcher
 from madang.gateway.inflight import InFlightTable
@@ -37,6 +38,7 @@ from madang.gateway.usage_log import Disk, UsageLog
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.settings import load_settings
 from madang.runtime.telemetry import EventLog
+from madang.wire.access_log import ACCESS_FOLDER
 
 LISTEN_FDS = "MADANG_LISTEN_FDS"
 BACKLOG = 4096
@@ -81,18 +83,23 @@ class GatewayWorker:
         self._servers: list[asyncio.Server] = []
         self._is_stopping = False
         self._timers: list[asyncio.TimerHandle] = []
+        access_dir = settings.access_dir or settings.usage_dir.parent / ACCESS_FOLDER
         for folder in (settings.feed_dir, settings.usage_dir):
             _make_folder(folder)
+        _make_folder(access_dir, mode=0o700)
         self.meter = Meter(settings.site)
         self.feed = FeedWatcher(settings.feed_dir, self._loop, clock, log)
+        boot = entropy.token_bytes(6).hex()
+        self.access = AccessLog(access_dir, worker, boot, clock=clock, open_ratio=settings.access_open_ratio)
         self.usage = UsageLog(
             settings.usage_dir,
             worker,
-            entropy.token_bytes(6).hex(),
+            boot,
             loop=self._loop,
             clock=clock,
             observe_commit=self.meter.commit.observe,
             disk=disk,
+            rider=self.access.write,
         )
         self._inflight = InFlightTable(settings.feed_dir, worker)
         self._pool = UpstreamPool(self._loop, tasks.create_task, self.meter, settings.connect_timeout_s)
@@ -106,6 +113,7 @@ class GatewayWorker:
             pool=self._pool,
             inflight=self._inflight,
             usage=self.usage,
+            access=self.access,
             meter=self.meter,
             tracing=self._tracing,
             log=log,
@@ -156,7 +164,9 @@ class GatewayWorker:
         self.feed.stop()
         for timer in self._timers:
             timer.cancel()
+        self.access.stop()
         self.usage.stop()
+        self.access.close()
         self._tracing.stop()
         self._inflight.close()
         self._log.info("gateway_worker_stopped", connections_cut=left)
@@ -177,6 +187,9 @@ class GatewayWorker:
 
     def _look_for_others(self) -> None:
         self._inflight.refresh()
+        if self.access.tick():
+            self.usage.poke()
+        self.meter.access_written, self.meter.access_lost = self.access.written, self.access.lost
         self.meter.connections = self.ports["tenant"].connections
         self._timers = [timer for timer in self._timers if not timer.cancelled() and timer.when() > self._loop.time()]
         self._timers.append(self._loop.call_later(OTHERS_PERIOD_S, self._look_for_others))
@@ -186,9 +199,9 @@ class GatewayWorker:
             self._log.error("gateway_has_no_snapshot", folder=str(self._settings.feed_dir))
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, mode: int = 0o777) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
     except OSError as error:
         raise Unavailable(f"cannot create {folder}: {error.strerror}") from error
 

@@ -248,7 +248,7 @@ class GenerationLeg(EngineLeg):
         if journey.exchange.is_begun:
             journey.exchange.cut(encode_event(stream_error(message)))
         else:
-            journey.answer_error(ApiError(ErrorCode.UPSTREAM_FAILED, message))
+            journey.answer_error(ApiError(ErrorCode.UPSTREAM_FAILED, message), has_event=True)
 
     def _settle(self) -> None:
         """The engine is done: hold the last bytes until the event is durable."""

@@ -13,6 +13,19 @@ JSON_TYPE = b"content-type: application/json\r\n"
 _PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 
 
+GONE_STATUS = 499
+"""Written down for a client that left before it had an answer; no client ever sees it."""
+
+
+class AccessNote(Protocol):
+    """Who asked, until it is known how that was answered."""
+
+    service: str
+
+    def tell(self, status: int) -> None:
+        """Write it down."""
+
+
 class Listener(Protocol):
     """Who makes the answer and must hear of the client meanwhile."""
 
@@ -47,6 +60,10 @@ class Connection(Protocol):
     def must_close(self) -> bool:
         """Whether the connection ends with this answer, whatever the client asked."""
 
+    @property
+    def address(self) -> str:
+        """The client's address, empty where the transport has none."""
+
     def write(self, data: bytes) -> None:
         """Send bytes."""
 
@@ -63,13 +80,14 @@ class Connection(Protocol):
 class Exchange:
     """One request and its answer; whoever handles it keeps this and nothing of the connection."""
 
-    __slots__ = ("_connection", "head", "is_begun", "is_over", "listener", "upload")
+    __slots__ = ("_connection", "access", "head", "is_begun", "is_over", "listener", "upload")
 
     def __init__(self, connection: Connection, head: RequestHead) -> None:
         """Begin an exchange.
 
         Attributes:
             head: the request's.
+            access: who is to be written down as having asked, set by the handler; None once that is done.
             listener: who makes the answer, set by the handler once it works on one.
             upload: who takes the body in pieces, set by the handler when it is told of the head; None for whole.
             is_begun: the answer's head was sent.
@@ -77,10 +95,23 @@ class Exchange:
         """
         self._connection = connection
         self.head = head
+        self.access: AccessNote | None = None
         self.listener: Listener | None = None
         self.upload: Upload | None = None
         self.is_begun = False
         self.is_over = False
+
+    @property
+    def address(self) -> str:
+        """The client's address, as its connection has it."""
+        return self._connection.address
+
+    def tell_access(self, status: int) -> None:
+        """Have it written down who asked, and how it was answered; does nothing the second time."""
+        note = self.access
+        if note is not None:
+            self.access = None
+            note.tell(status)
 
     def respond(self, status: int, fields: bytes, body: bytes, *, is_close: bool = False) -> None:
         """Send a whole answer.
@@ -93,6 +124,7 @@ class Exchange:
         """
         if self.is_over:
             return
+        self.tell_access(status)
         is_close = is_close or not self.head.is_keep_alive or self._connection.must_close
         head = self._connection.head_bytes(status, fields, is_close, self.head.is_http10)
         content = b"" if self.head.method == "HEAD" else body
@@ -115,6 +147,7 @@ class Exchange:
         """Begin an answer of unknown length, with its first piece."""
         if self.is_over:
             return
+        self.tell_access(status)
         self.is_begun = True
         if self.head.is_http10:
             head = self._connection.head_bytes(status, fields, True, True)
@@ -156,6 +189,7 @@ class Exchange:
         """The client is gone; called by the connection."""
         if not self.is_over:
             self.is_over = True
+            self.tell_access(GONE_STATUS)
             if self.listener is not None:
                 self.listener.on_gone()
 

@@ -330,6 +330,12 @@ class ServerConnection(asyncio.Protocol):
         return b"".join((_STATUS_LINES[status], self._port.date_line(), fields, connection))
 
     @property
+    def address(self) -> str:
+        """The client's address without its port, empty where the transport has none."""
+        found = self._transport.get_extra_info("peername")
+        return found[0] if isinstance(found, tuple) else ""
+
+    @property
     def must_close(self) -> bool:
         """Whether this connection ends with the present answer, whatever the client asked."""
         return self._state is not _BUSY or self._port.is_draining

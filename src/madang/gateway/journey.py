@@ -136,6 +136,8 @@ class Journey:
         service = self.service = service_of(desired, request.service, errand.tenant_id)
         if service is None:
             raise unknown_model(request.service)
+        if self.exchange.access is not None:
+            self.exchange.access.service = service.name
         task = desired.task_of(service)
         if task is not None and task is not errand.endpoint.task:
             message = f"model '{service.name}' does {task}; {errand.endpoint} is for {errand.endpoint.task}"
@@ -223,11 +225,22 @@ class Journey:
 
     def abandon(self, error: ApiError) -> None:
         """Supersede whatever a peer may have done, then answer with an error."""
-        self.record(Served(outcome=Outcome.ABANDONED), lambda _reason: self.answer_error(error))
+        self.record(Served(outcome=Outcome.ABANDONED), lambda reason: self.answer_error(error, has_event=not reason))
 
-    def answer_error(self, error: ApiError, *, is_elsewhere_better: bool = False) -> None:
-        """Answer with an error; a peer is told when it should ask somebody else."""
+    def answer_error(self, error: ApiError, *, is_elsewhere_better: bool = False, has_event: bool = False) -> None:
+        """Answer with an error; a peer is told when it should ask somebody else.
+
+        Args:
+            error: what to say.
+            is_elsewhere_better: whether a peer should ask somebody else.
+            has_event: whether the present attempt was written down, so that it has a receipt.
+        """
         fields = id_fields(self.errand.request_id)
+        if has_event:
+            fields += b"x-madang-site: %b\r\nx-madang-receipt: %b\r\n" % (
+                self.relay.site.encode(),
+                self.event_id.encode(),
+            )
         if is_elsewhere_better and self.errand.is_from_peer:
             fields += b"%b: %b\r\n" % (REFUSED_FIELD, error.code.value.encode())
         self.count_answer(error.status, "")
@@ -303,6 +316,8 @@ class Journey:
     def record(self, served: Served, on_durable: OnDurable) -> None:
         """Write an attempt down; `on_durable` is told once that is done, or why it is not."""
         relay, errand, service, replica = self.relay, self.errand, self.service, served.replica
+        if served.outcome is Outcome.COMPLETED:
+            self.exchange.tell_access(200)  # written before the event is durable, so before the answer is complete
         ended_ns = relay.clock.monotonic_ns()
         ttft_ns = None if served.first_token_ns is None else served.first_token_ns - self._started_ns
         event = UsageEvent(

@@ -186,7 +186,7 @@ class MappedLeg(EngineLeg):
         if journey.exchange.is_begun:
             journey.exchange.cut(self._answers.failed(message))
         else:
-            journey.answer_error(ApiError(ErrorCode.UPSTREAM_FAILED, message))
+            journey.answer_error(ApiError(ErrorCode.UPSTREAM_FAILED, message), has_event=True)
 
     # --- ends
 

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from typing import NoReturn
 
 from madang.core import KeyId, Rejected, RequestId, SiteId, site_of_request
+from madang.gateway.access import Caller
 from madang.gateway.errand import Errand
 from madang.gateway.exchange import Exchange
 from madang.gateway.feed import OWN, Desired, Live
@@ -34,6 +35,8 @@ LIFETIME_MAX_S = 60.0
 """A pass of longer life would have to be remembered for longer."""
 PASSES_REMEMBERED_MAX = 131_072
 """Passes live PASS_LIFETIME_S plus the skew on both sides, so this holds about 1,800 a second for one worker."""
+PEER_LABEL = "peer"
+"""What an access record calls the peer port, where a pass was refused."""
 _PASS_FIELD = PASS_HEADER.encode()
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 
@@ -76,8 +79,14 @@ class PeerPort:
             found = self._judge(exchange)
             errand = self._errand(found)
         except ApiError as error:
+            self._relay.access.refuse_unknown("", ("", ""), exchange.address, PEER_LABEL, error.status)
             self._refuse(exchange, error)
             return
+        who = Caller(
+            key_id=found.key_id, tenant_id=found.tenant_id, residency=found.residency, data_class=errand.data_class
+        )
+        origin = f"site:{errand.entry_site}"
+        exchange.access = self._relay.access.open(errand.request_id, who, origin, errand.endpoint.value)
         journey = Journey(self._relay, exchange, errand)
         journey.body_sha256 = found.body_sha256
         self._beat(exchange)

@@ -7,6 +7,7 @@ choose: `madang.policy.routing` does.
 import asyncio
 
 from madang.core import Clock, Entropy, EventId, ReplicaId, RequestId, SiteId, draw_unit, make_request_id
+from madang.gateway.access_log import AccessLog
 from madang.gateway.feed import Desired, FeedWatcher, Live
 from madang.gateway.inflight import InFlightTable
 from madang.gateway.metrics import Meter
@@ -77,6 +78,7 @@ class Relay:
         pool: UpstreamPool,
         inflight: InFlightTable,
         usage: UsageLog,
+        access: AccessLog,
         meter: Meter,
         tracing: Tracing,
         log: EventLog,
@@ -90,6 +92,7 @@ class Relay:
         self.pool = pool
         self.inflight = inflight
         self.usage = usage
+        self.access = access
         self.meter = meter
         self.tracing = tracing
         self._log = log
@@ -118,8 +121,8 @@ class Relay:
 
     def check_open(self) -> None:
         """Raise ApiError 429 when new work must not be taken: what it uses could not be written down."""
-        if self.usage.failure:
-            raise log_error(self.usage.failure)
+        if self.usage.failure or self.access.failure:
+            raise log_error(self.usage.failure or self.access.failure)
         live = self.feed.live
         if live is not None and live.admission_closed_reason:
             raise ApiError(

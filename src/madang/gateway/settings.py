@@ -13,6 +13,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         site: whose gateway it is.
         feed_dir: where the site process writes `snapshot` and `live`.
         usage_dir: where workers append usage logs.
+        access_dir: where workers append access records; `access` beside usage_dir by default.
+        access_open_ratio: share of the requests for data of class `open` of which it is recorded who made them; of data
+            of any other class all are, always.
         listen_host, port: the tenants' port.
         peer_port: the port for other gateways, on the same host address.
         admin_host, admin_port: `/healthz`, `/readyz`, `/metrics` of worker 0, which ask for no key: keep it inside.
@@ -36,6 +39,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     site: str
     feed_dir: Path
     usage_dir: Path
+    access_dir: Path | None = None
+    access_open_ratio: float = 1.0
     listen_host: str = "127.0.0.1"
     port: int = 7710
     peer_port: int = 7714

@@ -7,7 +7,7 @@ body taken. Refuses to serve: journeys do.
 from urllib.parse import unquote
 
 from madang.core import RequestId
-from madang.gateway.access import Caller, authenticate
+from madang.gateway.access import Caller, authenticate, owner_of
 from madang.gateway.errand import Errand
 from madang.gateway.exchange import JSON_TYPE, Exchange
 from madang.gateway.feed import Desired, service_of
@@ -43,6 +43,8 @@ class TenantPort:
             desired = self._relay.desired()
             authorization = exchange.head.fields.get(b"authorization")
             caller = authenticate(desired, authorization, self._relay.clock.wall_s())
+            asked = exchange.head.path if isinstance(endpoint, SiteRoute) else label
+            exchange.access = self._relay.access.open(request_id, caller, exchange.address, asked)
             if endpoint is None:
                 body = self._models(desired, caller, exchange.head.path)
                 self._relay.meter.count_request(label, 200, self._relay.site)
@@ -60,6 +62,9 @@ class TenantPort:
             else:
                 Journey(self._relay, exchange, errand)
         except ApiError as error:
+            if exchange.access is None:
+                owner = owner_of(self._relay.feed.desired, exchange.head.fields.get(b"authorization"))
+                self._relay.access.refuse_unknown(request_id, owner, exchange.address, label, error.status)
             self._relay.meter.count_request(label, error.status, "")
             is_close = error.code is ErrorCode.RESIDENCY_VIOLATION
             exchange.fail(error, id_fields(request_id), is_close=is_close)

@@ -14,7 +14,7 @@ refuses work. Bounded: RECORDS_WAITING_MAX records.
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol
@@ -48,6 +48,8 @@ class Loop(Protocol):
 
 
 Record = tuple[bytes, "OnDurable", int]
+_POKE: tuple[Record, ...] = ()
+"""A group that only lets the rider write."""
 
 
 class Disk(Protocol):
@@ -110,6 +112,7 @@ class UsageLog:
         clock: Clock,
         observe_commit: Callable[[float], None],
         disk: Disk | None = None,
+        rider: Callable[[], None] = lambda: None,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
         records_waiting_max: int = RECORDS_WAITING_MAX,
         retry_period_s: float = RETRY_PERIOD_S,
@@ -124,6 +127,7 @@ class UsageLog:
             clock: measures commits.
             observe_commit: told the seconds from append to durability, on the loop's thread.
             disk: what reaches the disk.
+            rider: called on the log's thread before each commit, to write what must be there by then; never raises.
             segment_bytes_max: a segment over it is followed by the next.
             records_waiting_max: more are refused.
             retry_period_s: how often a log that cannot be written is tried again.
@@ -137,13 +141,14 @@ class UsageLog:
         self._segment_bytes_max = segment_bytes_max
         self._records_waiting_max = records_waiting_max
         self._retry_period_s = retry_period_s
+        self._rider = rider
         self._failure = ""
         # The loop's own: what waits, whether a commit is under way or due, and when the last began.
         self._waiting: list[Record] = []
         self._is_busy = False
         self._begun_ns = 0
         # The way to the thread: a group to commit, an empty one to try to open a segment, None to end.
-        self._groups: SimpleQueue[list[Record] | None] = SimpleQueue()
+        self._groups: SimpleQueue[Sequence[Record] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="usage-log", daemon=True)
         # The thread's own; nobody else touches these.
         self._descriptor: int | None = None
@@ -178,6 +183,10 @@ class UsageLog:
             self._is_busy = True
             self._loop.call_later(max(0.0, COMMIT_GAP_S - ns_to_s(now_ns - self._begun_ns)), self._send)
 
+    def poke(self) -> None:
+        """Let the rider write soon, whether there is something to commit or not."""
+        self._groups.put(_POKE)
+
     def stop(self) -> None:
         """Write what waits, close the segment and end the thread; what waited is told when the loop runs on."""
         if self._waiting:
@@ -195,7 +204,7 @@ class UsageLog:
         self._begun_ns = self._clock.monotonic_ns()
         self._groups.put(group)
 
-    def _tell(self, group: list[Record], reason: str, done_ns: int) -> None:
+    def _tell(self, group: Sequence[Record], reason: str, done_ns: int) -> None:
         """Tell a group's waiters, and send the next group when its time has come."""
         if reason:
             self._retry_later()
@@ -214,16 +223,18 @@ class UsageLog:
 
     def _run(self) -> None:
         while (group := self._groups.get()) is not None:
+            self._rider()
             if group:
                 reason = self._commit(group)
                 self._loop.call_soon_threadsafe(self._tell, group, reason, self._clock.monotonic_ns())
-            elif self._descriptor is None:
+            elif self._descriptor is None and group is not _POKE:
                 self._failure = self._open()
                 if self._failure:
                     self._loop.call_soon_threadsafe(self._retry_later)
+        self._rider()
         self._shut()
 
-    def _commit(self, group: list[Record]) -> str:
+    def _commit(self, group: Sequence[Record]) -> str:
         """Make a group durable; returns why it is not, or nothing."""
         if self._descriptor is None:
             return self._failure or f"no segment is open in {self._folder}"
