@@ -66,16 +66,23 @@ def plan_site_programs(facts: SitePrograms) -> tuple[ProcessSpec, ...]:
         node_argv = module_argv("madang.node", facts.config_dir / "node.toml")
         specs.append(spec("node", node_argv, _RANK_NODE, node.listen_host, node.port))
     gateway = facts.gateway
-    listeners = (
-        ListenSpec(name="tenant", host=gateway.listen_host, port=gateway.port),
-        ListenSpec(name="peer", host=gateway.listen_host, port=gateway.peer_port),
-    )
+    listeners = _listeners(gateway)
     for worker in range(gateway.workers):
         part = "gateway" if gateway.workers == 1 else f"gateway{worker}"
         argv = (*module_argv("madang.gateway", facts.config_dir / "gateway.toml"), "--worker", str(worker))
         one = spec(part, argv, _RANK_GATEWAY, gateway.listen_host, gateway.admin_port + worker)
         specs.append(msgspec.structs.replace(one, listeners=listeners))
     return tuple(specs)
+
+
+def _listeners(gateway: GatewaySettings) -> tuple[ListenSpec, ...]:
+    every = (
+        ("tenant", gateway.listen_host, gateway.port),
+        ("peer", gateway.listen_host, gateway.peer_port),
+        ("tenant-tls", gateway.tls_host, gateway.tls_port),
+        ("peer-tls", gateway.tls_host, gateway.peer_tls_port),
+    )
+    return tuple(ListenSpec(name=name, host=host, port=port) for name, host, port in every if port)
 
 
 def plan_federation_programs(

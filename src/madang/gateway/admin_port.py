@@ -17,11 +17,13 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     """What `/readyz` says; `reasons` is empty when ready.
 
     Attributes:
+        warnings: what somebody should look at though requests are taken.
         feed_age_s: age of the live feed; a stale one is told and does not make the worker unready.
     """
 
     is_ready: bool
     reasons: list[str]
+    warnings: list[str]
     generation: int | None
     feed_age_s: float | None
 
@@ -29,11 +31,19 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 class AdminPort:
     """Handler of the admin port."""
 
-    def __init__(self, feed: FeedWatcher, usage: UsageLog, meter: Meter, is_stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        feed: FeedWatcher,
+        usage: UsageLog,
+        meter: Meter,
+        is_stopping: Callable[[], bool],
+        warnings: Callable[[], list[str]] = list,
+    ) -> None:
         self._feed = feed
         self._usage = usage
         self._meter = meter
         self._is_stopping = is_stopping
+        self._warnings = warnings
 
     def on_head(self, exchange: Exchange) -> None:
         """Answer from the head alone."""
@@ -69,6 +79,7 @@ class AdminPort:
         return Readiness(
             is_ready=not reasons,
             reasons=reasons,
+            warnings=self._warnings(),
             generation=None if self._feed.desired is None else self._feed.desired.generation,
             feed_age_s=None if age_s is None else round(age_s, 3),
         )

@@ -9,21 +9,24 @@ import asyncio
 import contextlib
 import gc
 import os
-import resource
 import signal
 import socket
+import ssl
 import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from madang.core import Clock, Entropy, MadangError, Rejected, Unavailable
+from madang.gateway.acceptor import Acceptor, Secured
 from madang.gateway.access_log import AccessLog
 from madang.gateway.admin_port import AdminPort
+from madang.gateway.body_pool import BodyPool
 from madang.gateway.feed import FeedWatcher
+from madang.gateway.file_budget import FileBudget, plan_files, raise_file_limit
 from madang.gateway.inflight import InFlightTable
 from madang.gateway.metrics import Meter
 from madang.gateway.peer_port import PeerPort
@@ -40,8 +43,13 @@ from madang.runtime.settings import load_settings
 from madang.runtime.telemetry import EventLog
 from madang.wire.access_log import ACCESS_FOLDER
 
+if TYPE_CHECKING:
+    from madang.gateway.tls import TlsIdentity
+
 LISTEN_FDS = "MADANG_LISTEN_FDS"
+SOCKET_NAMES = ("tenant", "peer", "admin", "tenant-tls", "peer-tls")
 BACKLOG = 4096
+ADMIN_CONNECTIONS_MAX = 64
 OTHERS_PERIOD_S = 1.0
 """How often other workers' in-flight files are looked for."""
 SNAPSHOT_PATIENCE_S = 30.0
@@ -62,6 +70,7 @@ class GatewayWorker:
         tasks: asyncio.TaskGroup,
         sockets: Mapping[str, socket.socket] | None = None,
         disk: Disk | None = None,
+        files: FileBudget | None = None,
     ) -> None:
         """Put the parts together; nothing is opened yet but the files that are this worker's own.
 
@@ -74,19 +83,22 @@ class GatewayWorker:
             tasks: parent of every task.
             sockets: listening sockets by name (`tenant`, `peer`, `admin`); what is missing is bound here.
             disk: what reaches the disk under the usage log.
+            files: what may be open; as the settings say by default.
+
+        Raises:
+            Rejected: TLS is asked for and its files cannot be used.
         """
         self._settings = settings
         self._worker = worker
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._sockets = dict(sockets or {})
-        self._servers: list[asyncio.Server] = []
+        self._spawn = tasks.create_task
+        self._files = files if files is not None else plan_files(settings)
+        self._acceptors: list[Acceptor] = []
         self._is_stopping = False
         self._timers: list[asyncio.TimerHandle] = []
-        access_dir = settings.access_dir or settings.usage_dir.parent / ACCESS_FOLDER
-        for folder in (settings.feed_dir, settings.usage_dir):
-            _make_folder(folder)
-        _make_folder(access_dir, mode=0o700)
+        access_dir = _make_folders(settings)
         self.meter = Meter(settings.site)
         self.feed = FeedWatcher(settings.feed_dir, self._loop, clock, log)
         boot = entropy.token_bytes(6).hex()
@@ -102,7 +114,8 @@ class GatewayWorker:
             rider=self.access.write,
         )
         self._inflight = InFlightTable(settings.feed_dir, worker)
-        self._pool = UpstreamPool(self._loop, tasks.create_task, self.meter, settings.connect_timeout_s)
+        self.tls = self._read_certificate(clock)
+        self._pool = self._make_pool()
         self._tracing = Tracing(settings)
         self.relay = Relay(
             settings=settings,
@@ -118,38 +131,67 @@ class GatewayWorker:
             tracing=self._tracing,
             log=log,
         )
-        limits = Limits.from_settings(settings)
 
-        def make_port(handler: Handler) -> Port:
-            return Port(self._loop, clock, handler, limits, self.meter.count_reject)
+        self.bodies = BodyPool(settings.body_memory_bytes_max)
+        self.ports = self._make_ports(clock)
 
-        self._admin = AdminPort(self.feed, self.usage, self.meter, lambda: self._is_stopping)
-        self.ports = {
-            "tenant": make_port(TenantPort(self.relay, SiteLink(self.relay, tasks.create_task, log))),
-            "peer": make_port(PeerPort(self.relay)),
-            "admin": make_port(self._admin),
+    def _make_pool(self) -> UpstreamPool:
+        settings = self._settings
+        return UpstreamPool(
+            self._loop,
+            self._spawn,
+            self.meter,
+            settings.connect_timeout_s,
+            connections_max=settings.upstreams_max,
+            context=self._peer_context,
+        )
+
+    def _make_ports(self, clock: Clock) -> dict[str, Port]:
+        settings = self._settings
+
+        def make_port(handler: Handler, connections_max: int) -> Port:
+            limits = Limits.from_settings(settings, connections_max)
+            return Port(self._loop, clock, handler, limits, self.meter.count_reject, self.bodies)
+
+        admin = AdminPort(self.feed, self.usage, self.meter, lambda: self._is_stopping, self._list_warnings)
+        tenants = TenantPort(self.relay, SiteLink(self.relay, self._spawn, self._log))
+        return {
+            "tenant": make_port(tenants, self._files.connections_max),
+            "peer": make_port(PeerPort(self.relay), settings.upstreams_max),
+            "admin": make_port(admin, ADMIN_CONNECTIONS_MAX),
         }
 
     async def start(self) -> None:
-        """Listen on all three ports; raises Unavailable naming a port that cannot be had."""
+        """Listen on all ports; raises Unavailable naming a port that cannot be had."""
         settings = self._settings
         self.usage.start()
         self.feed.start()
         self._look_for_others()
         self._timers.append(self._loop.call_later(SNAPSHOT_PATIENCE_S, self._note_no_snapshot))
-        for name, port in (
-            ("tenant", settings.port),
-            ("peer", settings.peer_port),
-            ("admin", settings.admin_port + self._worker),
+        if self._files.shortfall:
+            self._log.warning("gateway_file_limit_low", shortfall=self._files.shortfall)
+        if self.tls is not None:
+            self.tls.start()
+        for name, host, port in (
+            ("tenant", settings.listen_host, settings.port),
+            ("peer", settings.listen_host, settings.peer_port),
+            ("admin", settings.admin_host, settings.admin_port + self._worker),
+            ("tenant-tls", settings.tls_host, settings.tls_port),
+            ("peer-tls", settings.tls_host, settings.peer_tls_port),
         ):
-            self._servers.append(await self._listen(name, port))
+            if port or name in self._sockets:
+                self._listen(name, host, port)
+        for acceptor in self._acceptors:
+            acceptor.start()
         self._log.info("gateway_worker_started", port=settings.port, peer_port=settings.peer_port)
 
     async def stop(self) -> None:
         """Accept nothing new, finish what is in progress, write down what was used."""
         self._is_stopping = True
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
+        if self.tls is not None:
+            self.tls.stop()
         for port in self.ports.values():
             port.drain()
         with contextlib.suppress(TimeoutError):
@@ -171,19 +213,58 @@ class GatewayWorker:
         self._inflight.close()
         self._log.info("gateway_worker_stopped", connections_cut=left)
 
-    async def _listen(self, name: str, port: int) -> asyncio.Server:
-        factory = self.ports[name].connect
+    def _listen(self, name: str, host: str, port: int) -> None:
         held = self._sockets.get(name)
-        host = self._settings.admin_host if name == "admin" else self._settings.listen_host
         try:
             if held is not None:
-                return await self._loop.create_server(factory, sock=held, backlog=BACKLOG)
-            return await self._loop.create_server(factory, host, port, reuse_port=True, backlog=BACKLOG)
+                held.listen(BACKLOG)
+            else:
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                held = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True)
         except OSError as error:
             raise Unavailable(
                 f"cannot listen on {host}:{port} (the {name} port): {error.strerror}",
                 next_step="free the port or choose another in the gateway's settings",
             ) from error
+        name, _, tls = name.partition("-")
+        self._acceptors.append(
+            Acceptor(
+                held,
+                self.ports[name],
+                loop=self._loop,
+                spawn=self._spawn,
+                log=self._log,
+                secured=self._secured() if tls else None,
+            )
+        )
+
+    def _secured(self) -> Secured:
+        assert self.tls is not None
+        settings = self._settings
+        return Secured(
+            context=self.tls.context,
+            handshake_timeout_s=settings.tls_handshake_timeout_s,
+            handshakes_max=settings.tls_handshakes_max,
+            shutdown_timeout_s=settings.stall_timeout_s,
+            on_result=self.meter.count_handshake,
+        )
+
+    def _read_certificate(self, clock: Clock) -> "TlsIdentity | None":
+        settings = self._settings
+        if not (settings.tls_port or settings.peer_tls_port):
+            return None
+        from madang.gateway.tls import TlsIdentity  # reading certificates costs memory that few workers need
+
+        return TlsIdentity(settings, loop=self._loop, clock=clock, log=self._log)
+
+    def _peer_context(self) -> ssl.SSLContext:
+        from madang.gateway.tls import peer_context
+
+        return peer_context(self._settings.peer_ca_file)
+
+    def _list_warnings(self) -> list[str]:
+        found = [self._files.shortfall, self.tls.warning() if self.tls is not None else ""]
+        return [warning for warning in found if warning]
 
     def _look_for_others(self) -> None:
         self._inflight.refresh()
@@ -191,12 +272,23 @@ class GatewayWorker:
             self.usage.poke()
         self.meter.access_written, self.meter.access_lost = self.access.written, self.access.lost
         self.meter.connections = self.ports["tenant"].connections
+        self.meter.connections_max = self._files.connections_max
+        self.meter.certificate_not_after_s = 0.0 if self.tls is None else self.tls.not_after_s
         self._timers = [timer for timer in self._timers if not timer.cancelled() and timer.when() > self._loop.time()]
         self._timers.append(self._loop.call_later(OTHERS_PERIOD_S, self._look_for_others))
 
     def _note_no_snapshot(self) -> None:
         if not self.feed.is_ready:
             self._log.error("gateway_has_no_snapshot", folder=str(self._settings.feed_dir))
+
+
+def _make_folders(settings: GatewaySettings) -> Path:
+    """Make sure of the folders that a worker writes to, and return the one of access records."""
+    for folder in (settings.feed_dir, settings.usage_dir):
+        _make_folder(folder)
+    access_dir = settings.access_dir or settings.usage_dir.parent / ACCESS_FOLDER
+    _make_folder(access_dir, mode=0o700)
+    return access_dir
 
 
 def _make_folder(folder: Path, mode: int = 0o777) -> None:
@@ -215,7 +307,7 @@ def inherited_sockets(environ: Mapping[str, str]) -> dict[str, socket.socket]:
     found: dict[str, socket.socket] = {}
     for pair in filter(None, environ.get(LISTEN_FDS, "").split(",")):
         name, _, number = pair.partition("=")
-        if name not in ("tenant", "peer", "admin") or not number.isdigit():
+        if name not in SOCKET_NAMES or not number.isdigit():
             raise Rejected(f"environment variable {LISTEN_FDS}: expected tenant=3,peer=4, found {pair!r}")
         try:
             held = socket.socket(fileno=int(number))
@@ -226,17 +318,7 @@ def inherited_sockets(environ: Mapping[str, str]) -> dict[str, socket.socket]:
     return found
 
 
-def raise_file_limit(wanted: int, log: EventLog) -> None:
-    """Raise the soft limit of open files as far as allowed, and say what is missing."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted_or_hard = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if wanted_or_hard > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted_or_hard, hard))
-    if wanted_or_hard < wanted:
-        log.warning("gateway_file_limit_low", wanted=wanted, allowed=wanted_or_hard)
-
-
-async def _serve(settings: GatewaySettings, worker: int, log: EventLog, clock: Clock) -> None:
+async def _serve(settings: GatewaySettings, worker: int, log: EventLog, clock: Clock, files: FileBudget) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -251,6 +333,7 @@ async def _serve(settings: GatewaySettings, worker: int, log: EventLog, clock: C
             log=log,
             tasks=tasks,
             sockets=inherited_sockets(os.environ),
+            files=files,
         )
         await gateway.start()
         _calm_collector()
@@ -286,8 +369,8 @@ def main(config: Path, worker: int = 0) -> int:
     try:
         settings = load_settings(GatewaySettings, config, env_prefix="MADANG_GATEWAY_")
         log = log.bind(site_id=settings.site)
-        raise_file_limit(settings.connections_max * 2 + 256, log)
-        uvloop.run(_serve(settings, worker, log, clock))
+        files = raise_file_limit(settings)
+        uvloop.run(_serve(settings, worker, log, clock, files))
     except MadangError as error:
         log.error("gateway_failed", reason=str(error))
         return 1

@@ -35,6 +35,8 @@ EMPTY_LINES_MAX = 4
 """RFC 9112 section 2.2 asks to ignore an empty line before a request; not any number of them."""
 LINGER_S = 2.0
 LINGER_BYTES_MAX = 64 * 1024 * 1024
+TLS_END_S = 5.0
+"""For the last bytes under TLS, and the client's word that it has them."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
@@ -62,6 +64,7 @@ class ServerConnection(asyncio.Protocol):
         "_empty_lines",
         "_exchange",
         "_heads",
+        "_held_bytes",
         "_is_advancing",
         "_is_head_begun",
         "_is_read_paused",
@@ -79,7 +82,7 @@ class ServerConnection(asyncio.Protocol):
         self._scanned = 0
         self._empty_lines = 0
         self._body: list[bytes] = []
-        self._body_left = 0
+        self._body_left = self._held_bytes = 0
         self._decoder: ChunkedDecoder | None = None
         self._exchange: Exchange | None = None
         self._is_head_begun = self._is_advancing = self._is_read_paused = self._is_write_paused = False
@@ -127,7 +130,7 @@ class ServerConnection(asyncio.Protocol):
         self._port.forget(self)
         exchange, self._exchange = self._exchange, None
         self._buffer = b""
-        self._body.clear()
+        self._release()
         if exchange is not None:
             exchange.leave()
 
@@ -247,6 +250,7 @@ class ServerConnection(asyncio.Protocol):
     def _take_body(self, data: bytes) -> None:
         if self._decoder is not None:
             pieces, rest = self._decoder.feed(data)
+            self._hold(sum(map(len, pieces)))
             self._body += pieces
             if self._decoder.is_done:
                 self._end_body(rest)
@@ -254,6 +258,7 @@ class ServerConnection(asyncio.Protocol):
                 self._hand_on()
             return
         left = self._body_left
+        self._hold(min(len(data), left))
         if len(data) < left:
             self._body.append(data)
             self._body_left = left - len(data)
@@ -294,6 +299,20 @@ class ServerConnection(asyncio.Protocol):
             self._is_read_paused = False  # a client that leaves must be noticed
             self._transport.resume_reading()
         exchange.upload.on_end(body)
+
+    def _hold(self, size_bytes: int) -> None:
+        """Count a piece of a body that is kept; raises HttpRejected when the worker keeps too much already."""
+        exchange = self._exchange
+        if exchange is not None and exchange.upload is None:
+            if not self._port.bodies.take(size_bytes):
+                raise HttpRejected(503, "too many request bodies are being held here; try again")
+            self._held_bytes += size_bytes
+
+    def _release(self) -> None:
+        """Hold nothing of a body any more."""
+        self._body.clear()
+        self._port.bodies.give_back(self._held_bytes)
+        self._held_bytes = 0
 
     def _pause_reading(self) -> None:
         if not self._is_read_paused and not self._transport.is_closing():
@@ -345,6 +364,8 @@ class ServerConnection(asyncio.Protocol):
         if self._state is _CLOSED:
             return
         self._exchange = None
+        if self._held_bytes:
+            self._release()
         was_inside_body = self._state is _BODY
         if not is_close:
             self._state = _HEAD
@@ -362,12 +383,15 @@ class ServerConnection(asyncio.Protocol):
         """Drop what the client still sends, so that closing does not reset the answer away."""
         self._state = _LINGER
         self._buffer = b""
-        self._body.clear()
+        self._release()
         self._body_left = LINGER_BYTES_MAX
         if self._is_read_paused and not self._transport.is_closing():
             self._is_read_paused = False
             self._transport.resume_reading()
-        if not self._transport.is_closing() and self._transport.can_write_eof():
+        if not self._transport.can_write_eof():
+            self._close()  # TLS ends both ways at once, and drops by itself what still comes
+            return
+        if not self._transport.is_closing():
             self._transport.write_eof()
         self._deadline.set(LINGER_S, self.abort)
 
@@ -377,6 +401,8 @@ class ServerConnection(asyncio.Protocol):
         self._transport.close()
         if self._transport.get_write_buffer_size():
             self._deadline.set(self._port.limits.write_timeout_s, self.abort)
+        elif not self._transport.can_write_eof():
+            self._deadline.set(TLS_END_S, self.abort)
 
     def _reject(self, error: ApiError) -> None:
         """Answer what HTTP itself forbids, and close: where the next request begins is in doubt."""
@@ -399,5 +425,7 @@ class ServerConnection(asyncio.Protocol):
 
 
 def _http_error(error: HttpRejected) -> ApiError:
+    if error.status == 503:
+        return ApiError(ErrorCode.OVERLOADED, error.message, status=503, retry_after_s=1.0)
     code = ErrorCode.REQUEST_TOO_LARGE if error.status in (413, 431) else ErrorCode.INVALID_REQUEST
     return ApiError(code, error.message, status=error.status)

@@ -99,7 +99,9 @@ class Meter(Collector):
         self.clients_gone = 0
         self.access_written = self.access_lost = 0
         self.in_flight = 0
-        self.connections = 0
+        self.connections = self.connections_max = 0
+        self.handshakes: dict[str, int] = {}
+        self.certificate_not_after_s = 0.0
         self.is_ready = False
 
     def count_request(
@@ -132,6 +134,10 @@ class Meter(Collector):
     def count_reject(self, status: int) -> None:
         """Count a request that HTTP itself forbids."""
         self.rejects[status] = self.rejects.get(status, 0) + 1
+
+    def count_handshake(self, result: str) -> None:
+        """Count a handshake of TLS: `ok`, `timeout` or `failed`."""
+        self.handshakes[result] = self.handshakes.get(result, 0) + 1
 
     def count_peer_refusal(self, reason: str) -> None:
         """Count a pass that this site refused."""
@@ -171,6 +177,13 @@ class Meter(Collector):
         )
         yield _gauge("in_flight_requests", "Requests that engines and peers work on.", self.in_flight)
         yield _gauge("open_connections", "Connections of clients.", self.connections)
+        yield _gauge("connections_max", "Connections of clients that are taken at most.", self.connections_max)
+        yield _by_one("tls_handshakes", "Handshakes of TLS.", "result", self.handshakes)
+        yield _gauge(
+            "tls_certificate_not_after_seconds",
+            "Unix time at which the certificate in use ends; 0 without TLS.",
+            self.certificate_not_after_s,
+        )
         yield _gauge("is_ready", "Whether requests are taken.", int(self.is_ready))
 
     def _collect_services(self) -> Iterable[Metric]:

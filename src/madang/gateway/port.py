@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from madang.core import Clock
+from madang.gateway.body_pool import BodyPool
 from madang.gateway.exchange import Exchange
 from madang.gateway.http1 import ServerConnection
 from madang.gateway.settings import GatewaySettings
@@ -29,17 +30,17 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     connections_max: int
 
     @classmethod
-    def from_settings(cls, settings: GatewaySettings) -> "Limits":
-        """Return the limits that a gateway's settings name."""
+    def from_settings(cls, settings: GatewaySettings, connections_max: int) -> "Limits":
+        """Return the limits that a gateway's settings name, for so many connections."""
         return cls(
             head_bytes_max=settings.head_bytes_max,
             headers_max=settings.headers_max,
-            body_bytes_max=settings.body_bytes_max,
+            body_bytes_max=min(settings.body_bytes_max, settings.body_memory_bytes_max),
             head_timeout_s=settings.head_timeout_s,
             body_timeout_s=settings.body_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
             write_timeout_s=settings.stall_timeout_s,
-            connections_max=settings.connections_max,
+            connections_max=connections_max,
         )
 
 
@@ -63,6 +64,7 @@ class Port:
         handler: Handler,
         limits: Limits,
         on_reject: Callable[[int], None],
+        bodies: BodyPool,
     ) -> None:
         """Make a port.
 
@@ -72,11 +74,13 @@ class Port:
             handler: is handed the requests.
             limits: hold for each connection.
             on_reject: told the status of each request that HTTP itself refuses.
+            bodies: what the connections of this port and others may hold together.
         """
         self.loop = loop
         self.handler = handler
         self.limits = limits
         self.on_reject = on_reject
+        self.bodies = bodies
         self.is_draining = False
         self._clock = clock
         self._connections: set[ServerConnection] = set()
@@ -100,6 +104,11 @@ class Port:
     def connections(self) -> int:
         """How many connections are open."""
         return len(self._connections)
+
+    @property
+    def room(self) -> int:
+        """How many more may be open; below zero while some are being refused."""
+        return self.limits.connections_max - len(self._connections)
 
     def admit(self, connection: ServerConnection) -> bool:
         """Count a new connection; False when there are too many."""

@@ -20,13 +20,22 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         peer_port: the port for other gateways, on the same host address.
         admin_host, admin_port: `/healthz`, `/readyz`, `/metrics` of worker 0, which ask for no key: keep it inside.
             Worker k listens k ports higher.
+        tls_host, tls_port, peer_tls_port: where the tenants' and the peers' ports are offered with TLS, beside the
+            plain ones; port 0 for not at all. The plain ones belong on an address that only the site itself reaches.
+        tls_certificate_file, tls_key_file: PEM: the certificate with its chain, and its key without a passphrase, mode
+            0600; a newer pair is taken within seconds.
+        tls_handshake_timeout_s, tls_handshakes_max: limits of the handshakes of one port.
+        peer_ca_file: who vouches for peers whose URL is `https://`; none for the system's roots.
         workers: processes sharing the listening sockets.
         head_bytes_max, headers_max, body_bytes_max: limits of one request; over them 431, 431 and 413.
+        body_memory_bytes_max: request bodies that one worker holds at once, over all connections; over it 503. The
+            peak is about three times as much: a body is joined once and rewritten once.
         head_timeout_s, body_timeout_s, idle_timeout_s: limits of each phase of a connection.
         upload_bytes_max, upload_timeout_s: limits of an upload to `/v1/files`, which flows through to the site process
             instead of being kept; in it no piece may take longer than body_timeout_s.
         connect_timeout_s, first_byte_timeout_s, stall_timeout_s: limits towards an engine.
-        connections_max: connections per worker; over it the newest is refused.
+        connections_max: connections of tenants per worker; over it the newest is refused.
+        upstreams_max: connections per worker to engines and peers, and again as many from peers.
         drain_timeout_s: how long a worker that was told to stop waits for the requests in progress.
         site_api_url: where the site's own process listens, `http://host:port`; empty: files and batches answer 503.
         site_api_token_file: holds the token that it asks gateways for; mode 0600.
@@ -46,10 +55,19 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     peer_port: int = 7714
     admin_host: str = "127.0.0.1"
     admin_port: int = 7713
+    tls_host: str = "127.0.0.1"
+    tls_port: int = 0
+    peer_tls_port: int = 0
+    tls_certificate_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_handshake_timeout_s: float = 5.0
+    tls_handshakes_max: int = 256
+    peer_ca_file: Path | None = None
     workers: int = 1
     head_bytes_max: int = 32 * 1024
     headers_max: int = 100
     body_bytes_max: int = 10 * 1024 * 1024
+    body_memory_bytes_max: int = 256 * 1024 * 1024
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
     idle_timeout_s: float = 75.0
@@ -58,7 +76,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     stall_timeout_s: float = 60.0
     upload_bytes_max: int = 210 * 1024 * 1024
     upload_timeout_s: float = 900.0
-    connections_max: int = 20_000
+    connections_max: int = 12_000
+    upstreams_max: int = 2_560
     drain_timeout_s: float = 10.0
     site_api_url: str = ""
     site_api_token_file: Path | None = None

@@ -280,7 +280,7 @@ class SiteLeg:
         try:
             async with asyncio.timeout(limit_s):
                 _, call = await self._relay.loop.create_connection(
-                    lambda: SiteCall(self, is_chunked=is_chunked), *self._target
+                    lambda: SiteCall(self, is_chunked=is_chunked), self._target.host, self._target.port
                 )
         except TimeoutError:
             self._task = None

@@ -5,22 +5,23 @@ from typing import NamedTuple, Protocol
 
 
 class Target(NamedTuple):
-    """Where an upstream listens."""
+    """Where an upstream listens, and whether it wants TLS."""
 
     host: str
     port: int
+    is_secure: bool = False
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
 
 def parse_target(url: str) -> Target:
-    """Return host and port of `http://host:port`; raises ValueError when it is anything else."""
+    """Return what `http://host:port` or `https://host:port` names; raises ValueError when it is anything else."""
     scheme, _, rest = url.partition("://")
     host, colon, port = rest.rstrip("/").rpartition(":")
-    if scheme != "http" or not colon or not host:
-        raise ValueError(f"expected http://host:port, found {url!r}")
-    return Target(host.strip("[]"), int(port))
+    if scheme not in ("http", "https") or not colon or not host:
+        raise ValueError(f"expected http://host:port or https://host:port, found {url!r}")
+    return Target(host.strip("[]"), int(port), scheme == "https")
 
 
 class Failure(StrEnum):

@@ -6,12 +6,14 @@ The relay's legs call it. Reuse is counted, since a pool that never reuses looks
 """
 
 import asyncio
+import ssl
 from collections.abc import Callable
 
 from madang.gateway.metrics import Meter
 from madang.gateway.target import Failure, Receiver, Target, TimeLimits
 from madang.gateway.upstream_connection import UpstreamConnection
 
+CONNECTIONS_MAX = 2560
 IDLE_PER_TARGET_MAX = 256
 IDLE_S_MAX = 30.0
 SWEEP_PERIOD_S = 5.0
@@ -94,6 +96,9 @@ class UpstreamPool:
         spawn: Callable[..., "asyncio.Task[None]"],
         meter: Meter,
         connect_timeout_s: float,
+        *,
+        connections_max: int = CONNECTIONS_MAX,
+        context: Callable[[], ssl.SSLContext] = ssl.create_default_context,
     ) -> None:
         """Make a pool.
 
@@ -101,12 +106,18 @@ class UpstreamPool:
             loop: runs its connections.
             spawn: starts a task under the worker's task group.
             meter: counts connections, reuse and stale ones.
-            connect_timeout_s: limit of one connect.
+            connect_timeout_s: limit of one connect, a handshake of TLS included.
+            connections_max: open at once, idle ones and those being opened included.
+            context: returns how certificates are judged; asked once, when first needed.
         """
         self.loop = loop
         self.meter = meter
         self._spawn = spawn
         self._connect_timeout_s = connect_timeout_s
+        self._connections_max = connections_max
+        self._opening = self.open_count = 0
+        self._make_context = context
+        self._context: ssl.SSLContext | None = None
         self._idle: dict[Target, list[UpstreamConnection]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -125,13 +136,24 @@ class UpstreamPool:
 
     def open(self, call: Call) -> None:
         """Connect for a call."""
-        call.wait_for(self._spawn(self._connect(call)))
+        if self._opening + self.open_count >= self._connections_max and not self._close_one_idle():
+            reason = f"{self._connections_max} connections to engines and peers are open, as many as there may be"
+            call.fail(Failure.CONNECT, reason)
+            return
+        task = self._spawn(self._connect(call))
+        self._opening += 1
+        task.add_done_callback(self._on_opened)
+        call.wait_for(task)
 
     async def _connect(self, call: Call) -> None:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
+                host, port, is_secure = call.target
                 _, connection = await self.loop.create_connection(
-                    lambda: UpstreamConnection(self, call.target), *call.target
+                    lambda: UpstreamConnection(self, call.target),
+                    host,
+                    port,
+                    ssl=self._secure() if is_secure else None,
                 )
         except TimeoutError:
             call.fail(Failure.CONNECT, f"no connection to {call.target} within {self._connect_timeout_s:g} s")
@@ -145,6 +167,22 @@ class UpstreamPool:
                 call.attach(connection)
             else:
                 call.fail(Failure.CLOSED, f"{call.target} closed the connection at once")
+
+    def _on_opened(self, _task: "asyncio.Task[None]") -> None:
+        self._opening -= 1
+
+    def _secure(self) -> ssl.SSLContext:
+        if self._context is None:
+            self._context = self._make_context()
+        return self._context
+
+    def _close_one_idle(self) -> bool:
+        """Make room by closing an idle connection to somebody else; False when none is idle."""
+        for idle in self._idle.values():
+            if idle:
+                idle.pop(0).abort()
+                return True
+        return False
 
     def release(self, connection: UpstreamConnection) -> None:
         """Keep a connection for the next call, or close it when there are enough."""

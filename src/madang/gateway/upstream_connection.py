@@ -98,6 +98,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but ancestry
         self._is_open = True
+        self._pool.open_count += 1
 
     def data_received(self, data: bytes) -> None:
         """Parse a piece of an answer."""
@@ -137,6 +138,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         """End the call that was under way."""
         self._is_open = False
+        self._pool.open_count -= 1
         self._deadline.stop()
         call, self._call = self._call, None
         if call is None:
