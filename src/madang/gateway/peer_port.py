@@ -28,7 +28,7 @@ from madang.model import DataClass, PriorityClass
 from madang.policy.residency import is_allowed, stricter
 from madang.wire.openai import Endpoint
 from madang.wire.openai_errors import ApiError, ErrorCode
-from madang.wire.passes import HEARTBEAT_PERIOD_S, HOPS_MAX, PASS_HEADER, Pass, open_pass
+from madang.wire.passes import HEARTBEAT_PERIOD_S, HOPS_MAX, PASS_HEADER, PROBE_PATH, Pass, open_pass
 
 SKEW_S = 30.0
 LIFETIME_MAX_S = 60.0
@@ -75,6 +75,9 @@ class PeerPort:
 
     def on_head(self, exchange: Exchange) -> None:
         """Judge a pass; accept it with 102 before its body is here, or refuse it."""
+        if exchange.head.path == PROBE_PATH and exchange.head.method == "HEAD":
+            exchange.respond(200, b"", b"")
+            return
         try:
             found = self._judge(exchange)
             errand = self._errand(found)

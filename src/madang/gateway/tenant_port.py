@@ -7,12 +7,13 @@ body taken. Refuses to serve: journeys do.
 from urllib.parse import unquote
 
 from madang.core import RequestId
-from madang.gateway.access import Caller, authenticate, owner_of
+from madang.gateway.access import Caller, check_entry, identify, owner_of
 from madang.gateway.errand import Errand
 from madang.gateway.exchange import JSON_TYPE, Exchange
 from madang.gateway.feed import Desired, service_of
 from madang.gateway.journey import Journey, unknown_model
 from madang.gateway.model_cards import make_card
+from madang.gateway.nearest import SITES_PATH, NearestSites
 from madang.gateway.once import IDEMPOTENCY_FIELD, OnceJourney, OnceTable
 from madang.gateway.relay import Relay, id_fields
 from madang.gateway.site_leg import SiteLeg, SiteLink, SiteRoute, find_site_route
@@ -32,6 +33,7 @@ class TenantPort:
     def __init__(self, relay: Relay, site_link: SiteLink) -> None:
         self._relay = relay
         self._site_link = site_link
+        self._nearest = NearestSites(relay)
         self._once = OnceTable(relay.settings.feed_dir / "once", relay.clock)
 
     def on_head(self, exchange: Exchange) -> None:
@@ -42,9 +44,12 @@ class TenantPort:
             label, endpoint = _find(exchange)
             desired = self._relay.desired()
             authorization = exchange.head.fields.get(b"authorization")
-            caller = authenticate(desired, authorization, self._relay.clock.wall_s())
+            caller = identify(desired, authorization, self._relay.clock.wall_s())
             asked = exchange.head.path if isinstance(endpoint, SiteRoute) else label
             exchange.access = self._relay.access.open(request_id, caller, exchange.address, asked)
+            if self._nearest.answer(exchange, desired, caller, request_id, label):
+                return
+            check_entry(desired, caller)
             if endpoint is None:
                 body = self._models(desired, caller, exchange.head.path)
                 self._relay.meter.count_request(label, 200, self._relay.site)
@@ -127,6 +132,10 @@ def _find(exchange: Exchange) -> tuple[str, Endpoint | SiteRoute | None]:
         if head.method not in ("GET", "HEAD"):
             raise ApiError(ErrorCode.INVALID_REQUEST, f"{MODELS_PATH} takes GET", status=405, allow="GET, HEAD")
         return MODELS_PATH, None
+    if head.path == SITES_PATH:
+        if head.method not in ("GET", "HEAD"):
+            raise ApiError(ErrorCode.INVALID_REQUEST, f"{SITES_PATH} takes GET", status=405, allow="GET, HEAD")
+        return SITES_PATH, None
     route = find_site_route(head.path, head.method)
     if route is not None:
         return route.prefix, route
