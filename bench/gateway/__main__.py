@@ -78,7 +78,7 @@ async def run_peer(
     found: list[Measured] = []
     apart: Apart | None = None
     try:
-        await until_answered(running.port, request_bytes(running, is_stream=False), START_S)
+        await until_answered(running.port, request_bytes(running, is_stream=False), START_S, running.find_trouble)
         names = ["json"] if peer.name in JSON_ONLY else options.load or list(LOADS)
         for name in names:
             load = peer.adapt(LOADS[name].scaled(options.seconds))

@@ -139,12 +139,14 @@ class Client(asyncio.Protocol):
     def _receive_stream(self, data: bytes) -> None:
         self.seen.deliveries += 1
         if not self.first_s:
-            if not (self.head or data.startswith(_OK)):
-                self.seen.bad += 1
             # The head alone is no content: wait for the first event.
             self.head += data
             if b"\ndata:" in self.head or b"\n{" in self.head:
                 self.first_s = time.perf_counter()
+                if not self.head.startswith(_OK):
+                    # Refused: an error need not end as a stream does, so this client is done.
+                    self.seen.bad += 1
+                    self.stop()
                 self.head = b""
         self.tail = data if len(data) >= len(_END) else self.tail + data
         if self.tail.endswith(_END):
@@ -202,14 +204,14 @@ async def run_load(
         await asyncio.sleep(0.05)
 
 
-async def until_answered(port: int, request: bytes, wait_s: float, tls: ssl.SSLContext | None = None) -> None:
-    """Ask until the answer is 200; raises TimeoutError with the last answer."""
+async def until_answered(port: int, request: bytes, wait_s: float, find_trouble: Callable[[], str]) -> None:
+    """Ask until the answer is 200; raises TimeoutError with the last answer, or why there will be none."""
     deadline_s = time.monotonic() + wait_s
     last = b"no connection"
-    while time.monotonic() < deadline_s:
+    while time.monotonic() < deadline_s and not find_trouble():
         with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
             async with asyncio.timeout(5):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 try:
                     writer.write(request)
                     last = await reader.read(4096)
@@ -218,4 +220,4 @@ async def until_answered(port: int, request: bytes, wait_s: float, tls: ssl.SSLC
             if last.startswith(_OK):
                 return
         await asyncio.sleep(0.1)
-    raise TimeoutError(f"port {port} did not answer with 200 within {wait_s} s: {last[:500]!r}")
+    raise TimeoutError(f"port {port} did not answer with 200 within {wait_s} s: {last[:500]!r} {find_trouble()}")

@@ -23,9 +23,10 @@ NULL_METERING = f"{OURS}, metering off"
 BEGIN, END = "<!-- bench-gateway: begin -->", "<!-- bench-gateway: end -->"
 _PYTHON_WORDS = """
 import platform, sys, sysconfig
-flags = sysconfig.get_config_var("CONFIG_ARGS") or ""
-built = [word for word in ("--enable-optimizations", "--with-lto") if word in flags]
-print(platform.python_version(), sys.base_prefix, " ".join(built) or "without PGO and LTO")
+is_stated = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+# Distributions build with PGO and LTO by rules of their own, which sysconfig does not show.
+built = "with PGO" if is_stated else "the distribution's build" if sys.base_prefix == "/usr" else "built without PGO"
+print(platform.python_version(), f"({sys.base_prefix}, {built})")
 """
 
 
