@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from madang import __version__
-from madang.cli import catalog, embedded, programs, receipts, sites, tenants, usage
+from madang.cli import access_log, catalog, embedded, programs, receipts, sites, tenants, usage
 from madang.cli.terminal import print_error
 from madang.core import MadangError
 
@@ -58,6 +58,7 @@ tenants.register(app)
 catalog.register(app)
 usage.register(app)
 receipts.register(app)
+access_log.register(app)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import madang
 from madang.core import NodeId
 from madang.model import ReplicaPhase
 from madang.runtime.admin_http import NotFound, json_response
+from madang.site.access_api import add_access_routes
 from madang.site.audit import ROWS_PER_PAGE_MAX, append_audit, read_audit
 from madang.site.desired import read_refusals
 from madang.site.nodes import NodeState, write_cordon
@@ -30,6 +31,7 @@ def make_router(parts: SiteParts) -> APIRouter:
     _add_desired(router, parts)
     _add_observed(router, parts)
     _add_records(router, parts)
+    add_access_routes(router, parts)
     _add_actions(router, parts)
     return router
 
@@ -62,11 +64,17 @@ def make_status(parts: SiteParts) -> dict[str, Any]:
         "usage_trouble": parts.forwarder.trouble.value,
         "import_trouble": parts.importer.trouble,
         "store_trouble": parts.store.trouble,
+        "access_log": {
+            "size_bytes": parts.access.size_bytes,
+            "used_share": round(parts.access.used_share, 4),
+            "seals": parts.access.chain.head.number,
+            "problem": parts.access.problem,
+        },
         "replicas_ready": sum(replica.phase is ReplicaPhase.READY for replica in replicas),
         "unplaced": [msgspec.structs.asdict(item) for item in parts.book.unplaced],
         "gateway": {
             "in_flight": parts.replicas.in_flight,
-            "admission_closed_reason": find_closed_reason(settings, gauge, parts.store),
+            "admission_closed_reason": find_closed_reason(settings, gauge, parts.store, parts.access),
         },
     }
 
@@ -256,10 +264,12 @@ def find_problems(parts: SiteParts) -> list[str]:
         problems.append(f"NATS server at {address} is not connected: usage waits, desired state stays as it is")
     if parts.view.generation == 0:
         problems.append("nothing was applied yet: the site was never linked to the hub")
-    reason = find_closed_reason(parts.settings, parts.gauge, parts.store)
+    reason = find_closed_reason(parts.settings, parts.gauge, parts.store, parts.access)
     if reason:
         problems.append(reason)
     if parts.importer.trouble:
         problems.append(parts.importer.trouble)
+    if parts.access.problem:
+        problems.append(parts.access.problem)
     problems += [f"node {node.name}: {node.trouble}" for node in parts.book.nodes.values() if node.trouble]
     return problems

@@ -73,6 +73,7 @@ async def run_site(settings: SiteSettings, clock: Clock, entropy: Entropy, log: 
     try:
         await asyncio.to_thread(_prepare_database, parts)
         await parts.importer.load()
+        await parts.access.load()
         await parts.replicas.load()
         await parts.tenant_data.prepare()
         server = AdminServer(Doors(make_app(parts), make_internal(parts)), settings.listen_host, settings.port)
@@ -112,6 +113,7 @@ def list_loops(parts: SiteParts) -> dict[str, Coroutine[Any, Any, None]]:
         "commands": parts.agent.run_commands(),
         "importer": parts.importer.run(),
         "forwarder": parts.forwarder.run(),
+        "access_archive": parts.access.run(),
         "receipts_prune": parts.receipts.run_prune(),
         "snapshot": parts.feed.run_snapshot(),
         "live": parts.feed.run_live(),

@@ -14,6 +14,7 @@ from madang.runtime.files import read_secret, write_secret
 from madang.runtime.nats import SiteNats, render_site_conf, user_of_creds
 from madang.site.kex import identity_hex, load_identity
 from madang.site.settings import SiteSettings
+from madang.wire.access_log import ACCESS_FOLDER
 from madang.wire.site_leg import GATEWAY_TOKEN_FILE
 
 SITE_USER = "site"
@@ -68,6 +69,11 @@ def batches_folder(settings: SiteSettings) -> Path:
     return settings.state_dir / "batches"
 
 
+def access_folder(settings: SiteSettings) -> Path:
+    """Return the folder of access records: where the gateway's settings put it by default too."""
+    return settings.access_dir or settings.usage_dir.parent / ACCESS_FOLDER
+
+
 def identity_file(settings: SiteSettings) -> Path:
     """Return the file with the seed of the site's identity key, 64 hex digits."""
     return settings.state_dir / "identity.key"
@@ -91,6 +97,7 @@ def prepare_site(settings: SiteSettings, entropy: Entropy | None = None) -> Site
         nats_folder(settings),
         settings.feed_dir,
         settings.usage_dir,
+        access_folder(settings),
         files_folder(settings),
         batches_folder(settings),
     ):

@@ -16,6 +16,7 @@ from madang.core import Clock
 from madang.machine.forward import Trouble
 from madang.model import ReplicaPhase
 from madang.runtime.bus import Bus
+from madang.site.access_archive import AccessArchive
 from madang.site.agent import DesiredAgent
 from madang.site.desired import DesiredView
 from madang.site.forwarder import Forwarder
@@ -24,6 +25,7 @@ from madang.site.intake import Importer, OutboxGauge
 from madang.site.link import HubLink
 from madang.site.nodes import NodeBook
 from madang.site.peers import Peers
+from madang.site.receipt_book import ReceiptBook
 from madang.site.tenant_data import TenantData
 
 
@@ -42,6 +44,8 @@ class MetricSources:
     nodes: NodeBook
     peers: Peers
     tenant_data: TenantData
+    access: AccessArchive
+    receipts: ReceiptBook
     clock: Clock
 
 
@@ -60,6 +64,8 @@ GAUGES: tuple[tuple[str, str, Reader], ...] = (
     ),
     ("madang_site_store_writable", "0 while the site's database cannot be written.", lambda s: not s.store.trouble),
     ("madang_site_replicas_unplaced", "Replicas wanted here without a place.", lambda s: len(s.nodes.unplaced)),
+    ("madang_site_access_size_bytes", "Access records on disk.", lambda s: s.access.size_bytes),
+    ("madang_site_access_used_ratio", "Share of access_bytes_max that is used.", lambda s: s.access.used_share),
     ("madang_site_files", "Tenants' files that are kept here.", lambda s: s.tenant_data.files.files),
     ("madang_site_files_size_bytes", "Their content together.", lambda s: s.tenant_data.files.size_bytes),
     ("madang_site_batches_unfinished", "Batches that are not over.", lambda s: s.tenant_data.runner.running),
@@ -85,6 +91,11 @@ COUNTERS: tuple[tuple[str, str, Reader], ...] = (
     ("madang_site_usage_send_failures_total", "Batches not stored.", lambda s: s.forwarder.failures_total),
     ("madang_site_digests_heard_total", "Digests of other sites taken.", lambda s: s.peers.heard_total),
     ("madang_site_digests_refused_total", "Digests of other sites refused.", lambda s: s.peers.refused_total),
+    ("madang_site_receipts_total", "Usage events with a receipt.", lambda s: s.receipts.events_total),
+    ("madang_site_receipt_trees_total", "Trees of receipts signed.", lambda s: s.receipts.trees_total),
+    ("madang_site_access_records_sealed_total", "Access records sealed.", lambda s: s.access.counts.records),
+    ("madang_site_access_segments_sealed_total", "Segments of them sealed.", lambda s: s.access.counts.segments),
+    ("madang_site_access_tails_torn_total", "Segments of them with a torn end.", lambda s: s.access.counts.torn),
     ("madang_site_files_stored_total", "Files stored, results included.", lambda s: s.tenant_data.files.uploaded_total),
     ("madang_site_files_expired_total", "Files destroyed in time.", lambda s: s.tenant_data.files.purged_total),
     ("madang_site_batch_waits_total", "Times a line found no room.", lambda s: s.tenant_data.counts.waits),

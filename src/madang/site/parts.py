@@ -5,6 +5,7 @@ that no part is global.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry
@@ -14,8 +15,9 @@ from madang.runtime.bus import Bus, BusLogin
 from madang.runtime.files import read_secret
 from madang.runtime.store import Store, sqlite_url
 from madang.runtime.telemetry import EventLog
+from madang.site.access_archive import AccessArchive
 from madang.site.agent import DesiredAgent
-from madang.site.bootstrap import SITE_USER, identity_file, password_file
+from madang.site.bootstrap import SITE_USER, access_folder, identity_file, password_file
 from madang.site.desired import DesiredView
 from madang.site.feed import FeedWriter, Replicas
 from madang.site.forwarder import Forwarder
@@ -55,6 +57,7 @@ class SiteParts:
     agent: DesiredAgent
     gauge: OutboxGauge
     importer: Importer
+    access: AccessArchive
     receipts: ReceiptBook
     receipt_api: ReceiptApi
     forwarder: Forwarder
@@ -87,10 +90,14 @@ def make_bus(settings: SiteSettings, clock: Clock, entropy: Entropy, log: EventL
     )
 
 
-def find_closed_reason(settings: SiteSettings, gauge: OutboxGauge, store: GuardedStore) -> str:
+def find_closed_reason(
+    settings: SiteSettings, gauge: OutboxGauge, store: GuardedStore, access: AccessArchive | None = None
+) -> str:
     """Return why the gateway must take no new requests, empty when it may."""
     if gauge.rows >= settings.outbox_rows_max:
         return f"{gauge.rows} usage events wait for the hub, and {settings.outbox_rows_max} are the most allowed"
+    if access is not None and access.closed_reason:
+        return access.closed_reason
     return store.trouble
 
 
@@ -135,24 +142,20 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         gauge=OutboxGauge(),
         book=NodeBook(tuple(node.name for node in settings.nodes), clock),
     )
-    receipts = _make_receipts(kit, identity)
+    receipts, access = _make_receipts(kit, identity), _make_access(kit, identity)
     agent, importer, forwarder = _make_agent(kit), _make_importer(kit, receipts), _make_forwarder(kit)
     replicas = Replicas(book=kit.book, feed_dir=settings.feed_dir, store=kit.store)
     peers = _make_peers(kit, identity, replicas)
     tenant_data = _make_tenant_data(kit, replicas, peers)
-    sources = MetricSources(
-        bus=kit.bus,
-        link=kit.link,
-        view=kit.view,
+    sources = _make_sources(
+        kit,
         agent=agent,
-        store=kit.store,
-        gauge=kit.gauge,
         importer=importer,
         forwarder=forwarder,
-        nodes=kit.book,
         peers=peers,
         tenant_data=tenant_data,
-        clock=clock,
+        access=access,
+        receipts=receipts,
     )
     return SiteParts(
         settings=settings,
@@ -168,6 +171,7 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         agent=agent,
         gauge=kit.gauge,
         importer=importer,
+        access=access,
         receipts=receipts,
         receipt_api=ReceiptApi(settings.name, receipts, clock, lambda: importer.is_behind),
         forwarder=forwarder,
@@ -176,10 +180,23 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         planner=_make_planner(kit),
         peers=peers,
         replicas=replicas,
-        feed=_make_feed(kit, replicas, peers),
+        feed=_make_feed(kit, replicas, access, peers),
         pulse=_make_pulse(kit),
         tenant_data=tenant_data,
         registry=make_registry(sources),
+    )
+
+
+def _make_sources(kit: _Kit, **parts: Any) -> MetricSources:
+    return MetricSources(
+        bus=kit.bus,
+        link=kit.link,
+        view=kit.view,
+        store=kit.store,
+        gauge=kit.gauge,
+        nodes=kit.book,
+        clock=kit.clock,
+        **parts,
     )
 
 
@@ -203,6 +220,19 @@ def _make_receipts(kit: _Kit, identity: Ed25519PrivateKey) -> ReceiptBook:
         identity=identity,
         store=kit.store,
         retention_s=kit.settings.receipt_days * 86_400,
+        clock=kit.clock,
+        log=kit.log,
+    )
+
+
+def _make_access(kit: _Kit, identity: Ed25519PrivateKey) -> AccessArchive:
+    return AccessArchive(
+        site=kit.settings.name,
+        folder=access_folder(kit.settings),
+        identity=identity,
+        store=kit.store,
+        retention_days=kit.settings.access_days,
+        bytes_max=kit.settings.access_bytes_max,
         clock=kit.clock,
         log=kit.log,
     )
@@ -288,7 +318,7 @@ def _make_planner(kit: _Kit) -> Planner:
     )
 
 
-def _make_feed(kit: _Kit, replicas: Replicas, peers: Peers) -> FeedWriter:
+def _make_feed(kit: _Kit, replicas: Replicas, access: AccessArchive, peers: Peers) -> FeedWriter:
     return FeedWriter(
         site=kit.settings.name,
         boot_id=kit.boot_id,
@@ -298,7 +328,7 @@ def _make_feed(kit: _Kit, replicas: Replicas, peers: Peers) -> FeedWriter:
         replicas=replicas,
         nodes=kit.book,
         peers=peers,
-        find_closed_reason=lambda: find_closed_reason(kit.settings, kit.gauge, kit.store),
+        find_closed_reason=lambda: find_closed_reason(kit.settings, kit.gauge, kit.store, access),
         clock=kit.clock,
         log=kit.log,
     )

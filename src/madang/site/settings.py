@@ -45,6 +45,9 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tenant_batches_max: batches of one tenant that are not over.
         batch_lines_max: requests in one batch.
         batch_concurrency: requests of all batches together that are in flight at once.
+        access_dir: where gateway workers append access records; `access` beside usage_dir by default.
+        access_days: how long access records are kept; 365 at least, 730 where sensitive data are served.
+        access_bytes_max: of all access records together; there is an alarm at 80 %, and no new requests at all of it.
         receipt_days: how long the receipts of what this site served can be had.
     """
 
@@ -77,4 +80,7 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tenant_batches_max: int = 20
     batch_lines_max: int = 50_000
     batch_concurrency: int = 2
+    access_dir: Path | None = None
+    access_days: float = 730.0
+    access_bytes_max: int = 16 * 1024 * 1024 * 1024
     receipt_days: float = 90.0
