@@ -8,6 +8,8 @@ import os
 
 import msgspec
 import pytest
+from alembic import command
+from alembic.config import Config
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.site.usage_files import Worker, make_event, records
@@ -92,7 +94,9 @@ class Site:
     def outbox(self):
         query = OUTBOX.select().order_by(OUTBOX.c.seq)
         rows = self.run(self.store.read(lambda connection: connection.execute(query).all()))
-        return [msgspec.json.decode(row.payload, type=UsageEvent).completion_tokens for row in rows]
+        events = [event for row in rows for event in msgspec.json.decode(b"[%b]" % row.payload, type=list[UsageEvent])]
+        assert len(events) == sum(row.events for row in rows)
+        return [event.completion_tokens for event in events]
 
     def files(self):
         return sorted(str(path.relative_to(self.usage)) for path in self.usage.rglob("*.log"))
@@ -341,9 +345,9 @@ def test_a_batch_holds_the_oldest_events_and_at_most_its_bounds(site):
     assert again == batch
     site.run(site.store.write(lambda connection: forget_batch(connection, batch)))
     rest = site.run(site.store.read(lambda connection: read_batch(connection, "daegu")))
-    assert len(rest.seqs) == 10
+    assert rest.events == 10
     assert rest.batch_id != batch.batch_id
-    assert site.run(site.store.read(read_outbox_state)).rows == 10
+    assert site.run(site.store.read(read_outbox_state)).events == 10
 
 
 def test_a_batch_of_large_events_fits_into_one_message(site):
@@ -353,7 +357,7 @@ def test_a_batch_of_large_events_fits_into_one_message(site):
     worker.die()
     site.settle()
     batch = site.run(site.store.read(lambda connection: read_batch(connection, "daegu")))
-    assert 1 < len(batch.seqs) < 40
+    assert 1 < batch.events < 40
     assert len(batch.payload) <= BATCH_BYTES_MAX
 
 
@@ -386,3 +390,25 @@ def test_only_live_workers_counters_are_summed(tmp_path):
         os.close(descriptor)
     assert sum_in_flight(tmp_path) == [0] * 256
     assert sum_in_flight(tmp_path / "nowhere") == [0] * 256
+
+
+def test_what_waited_before_bundles_waits_in_them(tmp_path):
+    """A database of the release before: each row becomes a bundle of one event, in the same order."""
+    store = Store(sqlite_url(tmp_path / "site.db"))
+    config = Config()
+    config.set_main_option("script_location", "madang.site:migrations")
+    config.set_main_option("path_separator", "os")
+    with store.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        for number in (3, 1, 2):
+            event = make_event(number)
+            connection.exec_driver_sql(
+                "INSERT INTO outbox (event_id, payload, appended_at_s) VALUES (?, ?, 5.0)",
+                (event.event_id, msgspec.json.encode(event)),
+            )
+    upgrade_schema(store.engine, "madang.site:migrations")
+    batch = store.write_now(lambda connection: read_batch(connection, "daegu"))
+    assert decode(batch.payload, UsageBatch).events == tuple(make_event(n) for n in (3, 1, 2))
+    assert store.write_now(read_outbox_state).events == 3
+    store.close()

@@ -3,7 +3,8 @@
 Owns one file per worker, `inflight-<worker>.bin` in the feed folder: INFLIGHT_SLOTS little-endian u32 counters,
 indexed by LocalReplica.slot, mapped into memory. Only its worker writes it, under an exclusive flock that dies with
 the process; readers (other workers, the site process) sum the files whose lock is held. A torn read is impossible
-for an aligned word, and a count that is a moment old is no harm.
+for an aligned word, and a count that is a moment old is no harm. The machines that this runs on are little-endian,
+so a word is read and written as it lies.
 """
 
 import mmap
@@ -48,23 +49,23 @@ class InFlightTable:
                 next_step="is another gateway worker of this number running?",
             ) from error
         self._own[:] = bytes(FILE_BYTES)
+        self._words = memoryview(self._own).cast("I")
         self._others: dict[Path, tuple[int, mmap.mmap]] = {}
 
     def add(self, slot: int, change: int) -> None:
         """Count a request in (1) or out (-1)."""
         if 0 <= slot < INFLIGHT_SLOTS:
-            at = slot * 4
-            (count,) = _WORD.unpack_from(self._own, at)
-            _WORD.pack_into(self._own, at, max(count + change, 0))
+            self._words[slot] = max(self._words[slot] + change, 0)
 
     def total(self, slot: int) -> int:
         """Return the requests in flight of a slot over all live workers."""
         if not 0 <= slot < INFLIGHT_SLOTS:
             return 0
-        at = slot * 4
-        count: int = _WORD.unpack_from(self._own, at)[0]
-        for _, table in self._others.values():
-            count += _WORD.unpack_from(table, at)[0]
+        count = self._words[slot]
+        if self._others:
+            at = slot * 4
+            for _, table in self._others.values():
+                count += _WORD.unpack_from(table, at)[0]
         return count
 
     def refresh(self) -> None:
@@ -95,6 +96,7 @@ class InFlightTable:
     def close(self) -> None:
         """Give the files back; the counters are zero from now on."""
         self._own[:] = bytes(FILE_BYTES)
+        self._words.release()
         self._own.close()
         os.close(self._descriptor)
         for descriptor, table in self._others.values():

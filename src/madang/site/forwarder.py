@@ -171,10 +171,10 @@ class Forwarder:
             return Forgotten()
         try:
             await self._store.write(lambda connection: forget_batch(connection, batch))
-            await refresh_oldest(self._store, self._gauge, len(batch.seqs))
+            await refresh_oldest(self._store, self._gauge, batch.events)
         except Unavailable as error:
             return self._fail(Trouble.NOT_FORGOTTEN, error.message)
-        self.forwarded_total += len(batch.seqs)
+        self.forwarded_total += batch.events
         return Forgotten()
 
     def _report(self, trouble: Trouble) -> None:

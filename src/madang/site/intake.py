@@ -57,7 +57,7 @@ class OutboxGauge:
 
     def load(self, state: OutboxState) -> None:
         """Take what the database holds."""
-        self.rows, self.oldest_at_s = state.rows, state.oldest_at_s
+        self.rows, self.oldest_at_s = state.events, state.oldest_at_s
 
     def add(self, rows: int, now_s: float) -> None:
         """Count events in."""

@@ -39,12 +39,13 @@ META = sa.Table(
     sa.Column("value", sa.Text, nullable=False),
 )
 
-# `seq` is never used again, so the order of sending is the order of importing.
+# `seq` is never used again, so the order of sending is the order of importing. `payload` is JSON objects of usage
+# events with commas between them: what of them was imported together, and fits into one message.
 OUTBOX = sa.Table(
-    "outbox",
+    "outbox_bundle",
     METADATA,
     sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("event_id", sa.String(80), nullable=False, unique=True),
+    sa.Column("events", sa.Integer, nullable=False),
     sa.Column("payload", sa.LargeBinary, nullable=False),
     sa.Column("appended_at_s", sa.Float, nullable=False),
     sqlite_autoincrement=True,
