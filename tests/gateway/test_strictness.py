@@ -74,6 +74,7 @@ FORBIDDEN = {
     "no target": b"GET HTTP/1.1\r\nhost: x\r\n\r\n",
     "two spaces": b"GET  /v1/models HTTP/1.1\r\nhost: x\r\n\r\n",
     "a target of another form": b"GET v1/models HTTP/1.1\r\nhost: x\r\n\r\n",
+    "a query alone": b"GET ?a=b HTTP/1.1\r\nhost: x\r\n\r\n",
     "a fragment": b"GET /v1/models#a HTTP/1.1\r\nhost: x\r\n\r\n",
     "a lower-case version": b"GET /v1/models http/1.1\r\nhost: x\r\n\r\n",
     "empty lines without end": b"\r\n" * 50,
@@ -86,6 +87,9 @@ FORBIDDEN = {
     "a chunk longer than its size": CHAT_LINE + AUTH + b"transfer-encoding: chunked\r\n\r\n3\r\nhello\r\n0\r\n\r\n",
     "a chunk without its end": CHAT_LINE + AUTH + b"transfer-encoding: chunked\r\n\r\n5\r\nhelloX\n0\r\n\r\n",
     "a chunk line with a bare LF": CHAT_LINE + AUTH + b"transfer-encoding: chunked\r\n\r\n5\nhello\r\n0\r\n\r\n",
+    "a length in a trailer": CHAT_LINE
+    + AUTH
+    + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nContent-Length: 5\r\n\r\n",
     "a trailer that is no field": CHAT_LINE + AUTH + b"transfer-encoding: chunked\r\n\r\n0\r\nno field\r\n\r\n",
 }
 

@@ -38,7 +38,9 @@ LINGER_BYTES_MAX = 64 * 1024 * 1024
 TLS_END_S = 5.0
 """For the last bytes under TLS, and the client's word that it has them."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+# Of every status that RFC 9110 section 15 gives a class, since a peer may pass on one that has no name here.
+_STATUS_LINES = {number: f"HTTP/1.1 {number} {_PHRASES.get(number, '')}\r\n".encode() for number in range(100, 600)}
 
 
 class _State(Enum):

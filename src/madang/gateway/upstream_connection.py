@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from madang.gateway.upstream import Call, UpstreamPool
 
 HEAD_FIELDS_MAX = 200
+STATUS_MAX = 599
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -23,6 +24,7 @@ class UpstreamConnection(asyncio.Protocol):
     __slots__ = (
         "_call",
         "_deadline",
+        "_fault",
         "_fields",
         "_has_answer",
         "_has_heard",
@@ -31,7 +33,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_is_message_over",
         "_is_open",
         "_is_reused",
-        "_is_spoilt",
         "_parser",
         "_pieces",
         "_pool",
@@ -54,7 +55,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.on_body = self._pieces.append
         self._parser = httptools.HttpResponseParser(self)
         self._fields: dict[bytes, bytes] = {}
-        self._is_reused = self._is_spoilt = False
+        self._is_reused = False
+        self._fault = ""
         self._has_heard = self._has_answer = False
         self._is_interim = self._is_message_over = self._is_keep_alive = False
         self._transport: asyncio.Transport
@@ -117,6 +119,10 @@ class UpstreamConnection(asyncio.Protocol):
             self._fail(Failure.PROTOCOL, f"{self.target} sent no valid HTTP: {error}")
             return
         pieces = self._pieces
+        if self._fault:
+            pieces.clear()
+            self._fail(Failure.PROTOCOL, f"{self.target} sent {self._fault}")
+            return
         if pieces:
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
@@ -124,9 +130,7 @@ class UpstreamConnection(asyncio.Protocol):
                 call.receiver.on_data(body)
         if self._call is not call:
             return  # cancelled meanwhile
-        if self._is_spoilt:
-            self._fail(Failure.PROTOCOL, f"{self.target} sent more than one answer")
-        elif self._is_message_over:
+        if self._is_message_over:
             self._finish(call)
         elif self._has_answer and not call.is_paused:
             self._deadline.set(call.limits.stall_s, self._on_timeout)
@@ -156,22 +160,31 @@ class UpstreamConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Begin an answer, interim or final; one more than was asked for spoils the connection."""
         if self._is_message_over:
-            self._is_spoilt = True
+            self._fault = "more than one answer"
         self._fields = {}
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a field; the last of several wins, none of those we read may be repeated."""
+        """Keep a field; the last of several wins, but for codings: what is not chunked alone is not ours to undo."""
+        key = name.lower()
+        if key == b"transfer-encoding" and (key in self._fields or value.strip(b" \t").lower() != b"chunked"):
+            self._fault = "a transfer coding other than chunked"
         if len(self._fields) < HEAD_FIELDS_MAX:
-            self._fields[name.lower()] = value
+            self._fields[key] = value
 
     def on_headers_complete(self) -> None:
         """Tell the receiver of the head."""
         call = self._call
-        if call is None or self._is_spoilt:
+        if call is None or self._fault:
             return
         status = self._parser.get_status_code()
+        if not 100 <= status <= STATUS_MAX:
+            self._fault = f"status {status}"
+            return
         self._is_interim = 100 <= status < 200
         if self._is_interim:
+            if not self._ends_by_close():
+                self._fault = "an interim answer that has a body"
+                return
             call.receiver.on_informational(status)
             return
         self._has_answer = True
@@ -180,7 +193,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Note the end; told after the parser returned, since the receiver may start the next call at once."""
-        if not self._is_interim and not self._is_spoilt:
+        if not self._is_interim and not self._fault:
             self._is_message_over = True
             self._is_keep_alive = self._parser.should_keep_alive()
 
@@ -197,7 +210,7 @@ class UpstreamConnection(asyncio.Protocol):
         call.end()
 
     def _ends_by_close(self) -> bool:
-        """Whether this answer has no length, so that the connection's end is its end (RFC 9112 section 6.3)."""
+        """Whether the head says no length: then a final answer ends with its connection (RFC 9112 section 6.3)."""
         return b"content-length" not in self._fields and b"transfer-encoding" not in self._fields
 
     def _on_timeout(self) -> None:

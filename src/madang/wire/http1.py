@@ -29,7 +29,7 @@ _BARE_LF = re.compile(rb"(?<!\r)\n|\r[^\n]")
 LENGTH_DIGITS_MAX = 15
 _LENGTH = re.compile(rb"[0-9]{1,%d}\Z" % LENGTH_DIGITS_MAX)
 _LENGTH_FIELD = re.compile(rb"(?i:\r\ncontent-length):[ \t]*([0-9]+)[ \t]*\r\n")
-_TARGET = re.compile(rb"(?:https?://[^/?]+)?(/[^?]*)?(\?.*)?\Z", re.IGNORECASE)
+_TARGET = re.compile(rb"(?:(?=/)|https?://[^/?]+)(/[^?]*)?(\?.*)?\Z", re.IGNORECASE)
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
 _TRAILER = re.compile(_FIELD_LINE)
 
@@ -306,6 +306,8 @@ class ChunkedDecoder:
             stop = data.find(b"\n", at, at + self._line_max())
             if stop < 0:
                 if end - at >= self._line_max():
+                    if self._state == "crlf":
+                        raise HttpRejected(400, "a chunk is longer than its size")
                     raise HttpRejected(
                         431 if self._state == "trailer" else 400, "a line of the chunked body is too long"
                     )
@@ -331,9 +333,7 @@ class ChunkedDecoder:
                 raise HttpRejected(413, f"the request body is over {self._body_bytes_max} bytes")
             self._state = "data" if self._left else "trailer"
         elif self._state == "crlf":
-            if line:
-                raise HttpRejected(400, "a chunk is longer than its size")
-            self._state = "size"
+            self._state = "size"  # the line is empty: more would have been too long
         else:
             self._on_trailer(line)
 
@@ -344,4 +344,6 @@ class ChunkedDecoder:
             return
         if not _TRAILER.fullmatch(line + b"\r\n"):
             raise HttpRejected(400, "a trailer field is malformed")
+        if line.partition(b":")[0].lower() in _NEVER_NOMINATED:
+            raise HttpRejected(400, "a trailer field frames or routes the request, which only its head may")
         self._trailer_left -= len(line) + 2
