@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -11,6 +12,7 @@ from tests.gateway.lab import CITY, PARTS, Answer, Lab, LabSite, LabTenant, wait
 from tests.wire.receipt_documents import check_independently
 
 from madang.core import SiteId
+from madang.model import ApiKey, Site
 from madang.runtime.admin_http import AdminServer
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.files import write_secret
@@ -22,10 +24,22 @@ from madang.site.intake import Importer, OutboxGauge
 from madang.site.internal import Doors, make_internal_app
 from madang.site.receipt_api import ReceiptApi
 from madang.site.receipt_book import ReceiptBook
+from madang.site.receipt_peers import PeerReceipts
 from madang.site.segments import SegmentFolder
+from madang.wire.feed import LIVE_FILE, decode_live
 from madang.wire.receipts import SiteKey, Verdict, make_kid, verify_receipt
 
 TOKEN = b"gateway-token-of-the-test"
+
+
+class _Facts(dict[str, Site]):
+    """The sites of a lab, as they are when somebody asks."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._lab.sites[name].fact if name in self._lab.sites else default
 
 
 @dataclass
@@ -57,7 +71,20 @@ class SiteProcess:
             log=log,
             on_added=self.book.add,
         )
-        api = ReceiptApi(self.site.name, self.book, clock, lambda: False)
+        others = PeerReceipts(
+            site=self.site.name,
+            list_peers=lambda: decode_live((self.site.feed_dir / LIVE_FILE).read_bytes()).peers,
+            sites=_Facts(self.lab),
+            keys={
+                tenant.name: ApiKey(
+                    key_id=tenant.name, sha256="0" * 64, tenant_id=tenant.name, residency=tenant.residency
+                )
+                for tenant in self.lab.tenants
+            },
+            clock=clock,
+            log=log,
+        )
+        api = ReceiptApi(self.site.name, self.book, clock, lambda: False, others)
         app = make_internal_app(api.routes(), TOKEN, log)
         self.server = AdminServer(Doors(app, app), "127.0.0.1", 0)
 
@@ -85,12 +112,16 @@ class SiteProcess:
         self.store.close()
 
 
-def open_site(lab: Lab, tmp_path: Path, name: str = "daegu") -> SiteProcess:
-    site = lab.site(name)
+def open_site(
+    lab: Lab, tmp_path: Path, name: str = "daegu", peers: tuple[str, ...] = (), has_engine: bool = True
+) -> SiteProcess:
+    site = lab.sites.get(name) or lab.site(name)
+    site.peers = list(peers)
     process = SiteProcess(lab, site, tmp_path / name / "state")
     url = lab.run(process.serve())
     write_secret(process.folder / "token", TOKEN)
-    site.add_replica(lab.engine())
+    if has_engine:
+        site.add_replica(lab.engine())
     lab.start(site, site_api_url=url, site_api_token_file=process.folder / "token")
     return process
 
@@ -153,3 +184,49 @@ def test_an_answer_that_broke_off_has_a_receipt_too(lab: Lab, process: SiteProce
     wait_until(site.events, "the event is written")
     process.settle()
     assert process.verified(fetch(site, receipt_id, PARTS)).event.outcome == "upstream_failed"
+
+
+@pytest.fixture
+def pair(lab: Lab, tmp_path: Path) -> Iterator[tuple[SiteProcess, SiteProcess]]:
+    """Entry daegu without an engine, and gumi that serves."""
+    for name in ("daegu", "gumi"):
+        lab.site(name)
+    gumi = open_site(lab, tmp_path, "gumi", ("daegu",))
+    daegu = open_site(lab, tmp_path, "daegu", ("gumi",), has_engine=False)
+    yield daegu, gumi
+    daegu.close()
+    gumi.close()
+
+
+def test_what_a_peer_served_is_fetched_where_it_entered(pair: tuple[SiteProcess, SiteProcess]) -> None:
+    daegu, gumi = pair
+    answer = daegu.site.chat(PARTS)
+    assert answer.headers["x-madang-site"] == "gumi"
+    receipt_id = answer.headers["x-madang-receipt"]
+    assert fetch(daegu.site, receipt_id, PARTS).error["code"] == "not_yet"
+    gumi.settle()
+    event = gumi.verified(fetch(daegu.site, receipt_id, PARTS)).event
+    assert (event.site, event.entry_site, event.hops) == ("gumi", "daegu", 1)
+    assert fetch(daegu.site, receipt_id, PARTS).body == fetch(gumi.site, receipt_id, PARTS).body
+    # Nobody else gets it by this way either, and a site answers only from its own when a peer asks.
+    assert fetch(daegu.site, receipt_id, CITY).status == 404
+    assert daegu.site.request("GET", f"/v1/receipts/{receipt_id}?local=1", key=PARTS.key).status == 404
+
+
+def test_a_peer_that_is_away_costs_a_clear_answer(lab: Lab, pair: tuple[SiteProcess, SiteProcess]) -> None:
+    daegu, gumi = pair
+    answer = daegu.site.chat(PARTS)
+    gumi.settle()
+    lab.stop(gumi.site)
+    refused = fetch(daegu.site, answer.headers["x-madang-receipt"], PARTS)
+    assert refused.status == 404
+    assert "x-madang-site names that site" in refused.error["message"]
+
+
+def test_a_receipt_is_not_had_from_a_peer_port_without_a_pass(pair: tuple[SiteProcess, SiteProcess]) -> None:
+    daegu, gumi = pair
+    receipt_id = daegu.site.chat(PARTS).headers["x-madang-receipt"]
+    gumi.settle()
+    for headers in ({}, {"x-madang-pass": "x.y"}, {"authorization": f"Bearer {PARTS.key}"}):
+        answer = gumi.site.request("GET", f"/v1/receipts/{receipt_id}", headers=headers, port="peer")
+        assert answer.status == 401

@@ -20,7 +20,7 @@ from madang.core import Clock, RequestId, ns_to_s
 from madang.gateway.access import Caller
 from madang.gateway.locks import take_lock
 from madang.gateway.usage_log import Disk, SystemDisk
-from madang.model import DataClass
+from madang.policy.residency import HANDLING
 from madang.runtime.files import sync_folder
 from madang.wire.access_log import MAGIC, RECORDS_PER_CHUNK_MAX, RecordTuple, encode_chunk
 
@@ -32,6 +32,7 @@ REFUSERS_MAX = 4096
 COUNTED_S = 60.0
 COUNTED_STATUSES = frozenset((401, 403, 429))
 """Refusals that come in bursts."""
+_SAMPLED = frozenset(name for name, rule in HANDLING.items() if not rule.is_every_access_recorded)
 OVERFLOW_ADDRESS = "*"
 FIELD_CHARS_MAX = 200
 
@@ -166,7 +167,7 @@ class AccessLog:
         """Take a record; a refusal may be counted with others."""
         if record[9] in COUNTED_STATUSES:
             self.refuse(record)
-        elif record[5] != DataClass.OPEN or int(record[1][-8:], 16) < self._open_limit:
+        elif record[5] not in _SAMPLED or int(record[1][-8:], 16) < self._open_limit:
             self._put(record)
 
     def refuse(self, record: RecordTuple) -> None:

@@ -154,10 +154,11 @@ class GatewayWorker:
             return Port(self._loop, clock, handler, limits, self.meter.count_reject, self.bodies)
 
         admin = AdminPort(self.feed, self.usage, self.meter, lambda: self._is_stopping, self._list_warnings)
-        tenants = TenantPort(self.relay, SiteLink(self.relay, self._spawn, self._log))
+        site_link = SiteLink(self.relay, self._spawn, self._log)
+        tenants = TenantPort(self.relay, site_link)
         return {
             "tenant": make_port(tenants, self._files.connections_max),
-            "peer": make_port(PeerPort(self.relay), settings.upstreams_max),
+            "peer": make_port(PeerPort(self.relay, site_link), settings.upstreams_max),
             "admin": make_port(admin, ADMIN_CONNECTIONS_MAX),
         }
 

@@ -162,9 +162,7 @@ class Meter(Collector):
         yield _by_one("peer_refusals", "Passes of peers that were refused.", "reason", self.peer_refusals)
         connections = {"opened": self.upstream_opened, "reused": self.upstream_reused, "stale": self.upstream_stale}
         yield _by_one("upstream_connections", "Connections to engines and peers.", "kind", connections)
-        yield _counter(
-            "access_records", "Access records written.", [], [((), self.access_written)]
-        )
+        yield _counter("access_records", "Access records written.", [], [((), self.access_written)])
         yield _counter("access_records_lost", "Access records that could not be kept.", [], [((), self.access_lost)])
         yield _counter(
             "clients_gone", "Clients that left before their answer was complete.", [], [((), self.clients_gone)]

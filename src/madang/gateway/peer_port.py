@@ -24,6 +24,7 @@ from madang.gateway.feed import OWN, Desired, Live
 from madang.gateway.journey import Journey
 from madang.gateway.peer_leg import REFUSED_FIELD
 from madang.gateway.relay import Relay
+from madang.gateway.site_leg import SiteLeg, SiteLink, find_site_route
 from madang.model import DataClass, PriorityClass
 from madang.policy.residency import is_allowed, stricter
 from madang.wire.openai import Endpoint
@@ -37,6 +38,7 @@ PASSES_REMEMBERED_MAX = 131_072
 """Passes live PASS_LIFETIME_S plus the skew on both sides, so this holds about 1,800 a second for one worker."""
 PEER_LABEL = "peer"
 """What an access record calls the peer port, where a pass was refused."""
+_RECEIPTS = "/v1/receipts/"
 _PASS_FIELD = PASS_HEADER.encode()
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 
@@ -69,8 +71,9 @@ class ReplayGuard:
 class PeerPort:
     """Handler of the peer port."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, site_link: SiteLink | None = None) -> None:
         self._relay = relay
+        self._site_link = site_link
         self._guard = ReplayGuard()
 
     def on_head(self, exchange: Exchange) -> None:
@@ -80,6 +83,9 @@ class PeerPort:
             return
         try:
             found = self._judge(exchange)
+            if exchange.head.method == "GET":
+                self._hand_over(exchange, found)
+                return
             errand = self._errand(found)
         except ApiError as error:
             self._relay.access.refuse_unknown("", ("", ""), exchange.address, PEER_LABEL, error.status)
@@ -97,12 +103,30 @@ class PeerPort:
     def on_body(self, exchange: Exchange, body: bytes) -> None:
         """Serve the request if its body is the one that the pass covers."""
         journey = exchange.listener
+        if isinstance(journey, SiteLeg):
+            journey.on_end(body)
+            return
         assert isinstance(journey, Journey)
         if hashlib.sha256(body).digest() != journey.body_sha256:
             self._relay.meter.count_peer_refusal("body")
             journey.answer_error(ApiError(ErrorCode.INVALID_REQUEST, "the body is not the one that the pass covers"))
             return
         journey.begin(body)
+
+    def _hand_over(self, exchange: Exchange, found: Pass) -> None:
+        """Let the site process answer what another site's tenant asks of it: a receipt."""
+        route = find_site_route(found.path, exchange.head.method)
+        if route is None or self._site_link is None or exchange.head.has_body:
+            _refuse_pass("this site answers no such request")
+        who = Caller(
+            key_id=found.key_id,
+            tenant_id=found.tenant_id,
+            residency=found.residency,
+            data_class=judge_residency(found, self._relay.desired()),
+        )
+        request_id = RequestId(found.request_id)
+        exchange.access = self._relay.access.open(request_id, who, f"site:{found.entry_site}", found.path)
+        self._site_link.open(exchange, who, request_id, route)
 
     def _beat(self, exchange: Exchange) -> None:
         """Give a sign of life now and every second until the answer begins."""
@@ -118,7 +142,8 @@ class PeerPort:
         assert live is not None
         self._relay.check_open()
         header = head.fields.get(_PASS_FIELD)
-        if head.method != "POST" or head.path not in _ENDPOINTS or header is None:
+        is_receipt = head.method == "GET" and head.path.startswith(_RECEIPTS)
+        if not (is_receipt or (head.method == "POST" and head.path in _ENDPOINTS)) or header is None:
             _refuse_pass("this port takes requests of other sites' gateways, each with a pass")
         now_s = self._relay.clock.wall_s()
         keys = {

@@ -33,6 +33,7 @@ from madang.site.planner import Planner
 from madang.site.pulse import Pulse
 from madang.site.receipt_api import ReceiptApi
 from madang.site.receipt_book import ReceiptBook
+from madang.site.receipt_peers import PeerReceipts
 from madang.site.segments import SegmentFolder
 from madang.site.sessions import SessionBook
 from madang.site.settings import SiteSettings
@@ -173,7 +174,7 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         importer=importer,
         access=access,
         receipts=receipts,
-        receipt_api=ReceiptApi(settings.name, receipts, clock, lambda: importer.is_behind),
+        receipt_api=_make_receipt_api(kit, receipts, importer, peers),
         forwarder=forwarder,
         book=kit.book,
         clients=_make_clients(kit),
@@ -223,6 +224,18 @@ def _make_receipts(kit: _Kit, identity: Ed25519PrivateKey) -> ReceiptBook:
         clock=kit.clock,
         log=kit.log,
     )
+
+
+def _make_receipt_api(kit: _Kit, receipts: ReceiptBook, importer: Importer, peers: Peers) -> ReceiptApi:
+    others = PeerReceipts(
+        site=kit.settings.name,
+        list_peers=peers.list_peers,
+        sites=kit.view.sites,
+        keys=kit.view.keys,
+        clock=kit.clock,
+        log=kit.log,
+    )
+    return ReceiptApi(kit.settings.name, receipts, kit.clock, lambda: importer.is_behind, others)
 
 
 def _make_access(kit: _Kit, identity: Ed25519PrivateKey) -> AccessArchive:

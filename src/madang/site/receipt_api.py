@@ -14,6 +14,7 @@ from starlette.routing import Route
 from madang.core import Clock, Rejected, RequestId, SiteId, parse_event_id, site_of_request
 from madang.site.internal import caller_of
 from madang.site.receipt_book import ReceiptBook
+from madang.site.receipt_peers import LOCAL_QUERY, PeerReceipts
 from madang.wire.openai_errors import ApiError, ErrorCode
 
 RECEIPTS_PATH = "/v1/receipts"
@@ -26,7 +27,14 @@ NOT_YET_RETRY_S = 1.0
 class ReceiptApi:
     """The route."""
 
-    def __init__(self, site: str, book: ReceiptBook, clock: Clock, is_behind: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        site: str,
+        book: ReceiptBook,
+        clock: Clock,
+        is_behind: Callable[[], bool],
+        peers: PeerReceipts | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
@@ -34,11 +42,13 @@ class ReceiptApi:
             book: has the receipts.
             clock: tells how old a request is.
             is_behind: whether events wait to be imported for a reason that is no fault of the asker.
+            peers: the way to what other sites served of the requests that entered here.
         """
         self._site = SiteId(site)
         self._book = book
         self._clock = clock
         self._is_behind = is_behind
+        self._peers = peers
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -49,6 +59,8 @@ class ReceiptApi:
         caller, receipt_id = caller_of(request), str(request.path_params["receipt_id"])
         request_id, attempt = parse_receipt_id(receipt_id)
         found = await self._book.find(request_id, attempt, caller.tenant_id)
+        if found is None and self._peers is not None and request.url.query != LOCAL_QUERY:
+            found = await self._peers.find(receipt_id, request_id, caller)
         if found is None:
             self._refuse(receipt_id, request_id)
         return Response(found, media_type="application/json")
