@@ -28,7 +28,7 @@ class WorkerProcess:
         }
         config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
         self.log_file = site.folder / f"worker{worker}.log"
-        fds = {name: site.sockets[name].fileno() for name in ("tenant", "peer", "admin")}
+        fds = {name: held.fileno() for name, held in site.sockets.items()}
         listen_fds = ",".join(f"{name}={number}" for name, number in fds.items())
         env = {**os.environ, "PYTHONUNBUFFERED": "1", "MADANG_LISTEN_FDS": listen_fds}
         with self.log_file.open("wb") as log:
