@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from madang.core import KeyId, ServiceName, TenantId
-from madang.model import ApiKey, Assignment, Residency, ResidencyScope, Service, Tenant
+from madang.core import KeyId, ServiceName, SiteId, TenantId
+from madang.model import ApiKey, Assignment, Residency, ResidencyScope, Service, Site, Tenant
 from madang.runtime.admin_http import AdminServer
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.store import Store, sqlite_url, upgrade_schema
@@ -124,6 +124,7 @@ class Bench:
             **settings,
         )
         self.view = DesiredView()
+        self.view.sites["daegu"] = Site(name=SiteId("daegu"), region="yeongnam")
         for tenant in ("clinic", "city"):
             self.view.keys[f"{tenant}-key"] = ApiKey(
                 key_id=KeyId(f"{tenant}-key"), sha256="0" * 64, tenant_id=TenantId(tenant), residency=ANYWHERE

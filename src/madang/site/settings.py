@@ -41,6 +41,7 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         own_gateway_url: the peer port of its own gateway, where batches are run; empty: no batches are taken here.
         file_bytes_max: of one file of a tenant.
         file_lifetime_s: how long a file is kept unless its owner asks for less.
+        withdrawn_files_kept_s: how long files lie, out of reach, whose tenant may have none here any more.
         tenant_files_max, tenant_file_bytes_max: what one tenant may keep at this site, results included.
         tenant_batches_max: batches of one tenant that are not over.
         batch_lines_max: requests in one batch.
@@ -75,6 +76,7 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     own_gateway_url: str = ""
     file_bytes_max: int = 200 * 1024 * 1024
     file_lifetime_s: float = 30 * 24 * 3600.0
+    withdrawn_files_kept_s: float = 24 * 3600.0
     tenant_files_max: int = 1000
     tenant_file_bytes_max: int = 2 * 1024 * 1024 * 1024
     tenant_batches_max: int = 20

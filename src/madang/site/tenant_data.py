@@ -26,6 +26,7 @@ from madang.site.files.api import FilesApi
 from madang.site.files.blobs import BlobStore
 from madang.site.files.crypt import KEY_BYTES
 from madang.site.files.keeper import FileKeeper
+from madang.site.files.keeping import KeepRule, Withdrawal
 from madang.site.guard import GuardedStore
 from madang.site.peers import Peers
 from madang.site.settings import SiteSettings
@@ -42,6 +43,7 @@ class TenantData:
     counts: BatchCounts
     files_api: FilesApi
     batches_api: BatchesApi
+    withdrawal: Withdrawal
 
     async def prepare(self) -> None:
         """Clean up after an earlier life; once the database is ready."""
@@ -54,7 +56,11 @@ class TenantData:
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Return the loops; all of them run until cancelled."""
-        return {"files_purge": self.files.run_purge(), "batches": self.runner.run()}
+        return {
+            "files_purge": self.files.run_purge(),
+            "files_withdrawal": self.withdrawal.run(),
+            "batches": self.runner.run(),
+        }
 
     async def close(self) -> None:
         """Close connections."""
@@ -109,16 +115,30 @@ def make_tenant_data(
         wait_s_min=batch_wait_s_min,
     )
     runner = BatchRunner(kit)
+    rule = KeepRule(settings.name, view)
     return TenantData(
         files=files,
         runner=runner,
         calls=calls,
         counts=counts,
         files_api=FilesApi(
-            files, store, settings.file_bytes_max, lambda file_id: store.read(partial(find_reader, file_id=file_id))
+            files,
+            store,
+            settings.file_bytes_max,
+            lambda file_id: store.read(partial(find_reader, file_id=file_id)),
+            rule.check,
         ),
         batches_api=BatchesApi(
-            settings=settings, keeper=files, store=store, runner=runner, clock=clock, entropy=entropy
+            settings=settings,
+            keeper=files,
+            store=store,
+            runner=runner,
+            check_tenant=rule.check,
+            clock=clock,
+            entropy=entropy,
+        ),
+        withdrawal=Withdrawal(
+            rule=rule, keeper=files, store=store, grace_s=settings.withdrawn_files_kept_s, clock=clock, log=log
         ),
     )
 

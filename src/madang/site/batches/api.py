@@ -16,7 +16,7 @@ from madang.core import Clock, Entropy, KeyId
 from madang.site.batches.rows import count_running, list_batches, mark_cancelling, read_batch, write_batch
 from madang.site.batches.runner import BatchRunner
 from madang.site.batches.state import ENDPOINTS, WINDOW, WINDOW_S, Batch, show_batch
-from madang.site.files.api import check_lifetime, page_limit, page_of
+from madang.site.files.api import CheckTenant, check_lifetime, page_limit, page_of
 from madang.site.files.keeper import FileKeeper
 from madang.site.guard import GuardedStore
 from madang.site.internal import InternalCaller, caller_of, object_response
@@ -40,6 +40,7 @@ class BatchesApi:
         keeper: FileKeeper,
         store: GuardedStore,
         runner: BatchRunner,
+        check_tenant: CheckTenant,
         clock: Clock,
         entropy: Entropy,
     ) -> None:
@@ -47,6 +48,7 @@ class BatchesApi:
         self._keeper = keeper
         self._store = store
         self._runner = runner
+        self._check_tenant = check_tenant
         self._clock = clock
         self._entropy = entropy
 
@@ -89,6 +91,7 @@ class BatchesApi:
     async def create(self, request: Request) -> Response:
         """Take a new batch."""
         caller = caller_of(request)
+        self._check_tenant(caller.tenant_id)
         if not self._settings.own_gateway_url:
             message = f"site {self._settings.name} takes no batches: it knows no way to its gateway (own_gateway_url)"
             raise ApiError(ErrorCode.NO_REPLICA, message)

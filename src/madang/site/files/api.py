@@ -31,12 +31,20 @@ PURPOSES = ("batch",)
 RETRY_S = 5.0
 
 FindUser = Callable[[str], Awaitable[str]]
+CheckTenant = Callable[[str], None]
 
 
 class FilesApi:
     """The routes of files."""
 
-    def __init__(self, keeper: FileKeeper, store: GuardedStore, file_bytes_max: int, find_user: FindUser) -> None:
+    def __init__(
+        self,
+        keeper: FileKeeper,
+        store: GuardedStore,
+        file_bytes_max: int,
+        find_user: FindUser,
+        check_tenant: CheckTenant,
+    ) -> None:
         """Prepare the routes.
 
         Args:
@@ -44,11 +52,13 @@ class FilesApi:
             store: where their rows are.
             file_bytes_max: of one file.
             find_user: returns the id of a batch that still reads a file, or nothing.
+            check_tenant: raises ApiError 403 for a tenant whose files may not be here.
         """
         self._keeper = keeper
         self._store = store
         self._file_bytes_max = file_bytes_max
         self._find_user = find_user
+        self._check_tenant = check_tenant
         self._uploads = 0
 
     def routes(self) -> list[Route]:
@@ -85,6 +95,7 @@ class FilesApi:
 
     async def content(self, request: Request) -> Response:
         """Return one file's content, decrypted as it goes out."""
+        self._check_tenant(caller_of(request).tenant_id)
         row = await self._find(request)
         pieces = self._keeper.read(row)
         first = await anext(pieces, b"")  # a damaged file is said with a status, not by an answer that breaks off
@@ -113,6 +124,7 @@ class FilesApi:
     async def create(self, request: Request) -> Response:
         """Take an upload."""
         caller = caller_of(request)
+        self._check_tenant(caller.tenant_id)
         if self._uploads >= UPLOADS_MAX:
             message = f"{self._uploads} uploads are in progress at this site; try again"
             raise ApiError(ErrorCode.OVERLOADED, message, retry_after_s=RETRY_S)

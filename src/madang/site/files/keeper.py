@@ -94,7 +94,7 @@ class FileKeeper:
         """Destroy files whose time is over now."""
         expired = await self._store.read(partial(find_expired, now_s=self._clock.wall_s()))
         if expired:
-            await self._forget(expired)
+            await self.forget(expired)
             self.purged_total += len(expired)
             self._log.info("files_expired", files=len(expired))
 
@@ -173,9 +173,10 @@ class FileKeeper:
 
     async def delete(self, row: FileRow) -> None:
         """Destroy a file: its key first, then its blob."""
-        await self._forget([row.file_id])
+        await self.forget([row.file_id])
 
-    async def _forget(self, file_ids: list[str]) -> None:
+    async def forget(self, file_ids: list[str]) -> None:
+        """Destroy files by id: their keys first, then their blobs."""
         await self._store.write(partial(forget_files, file_ids=file_ids))
         for file_id in file_ids:
             await asyncio.to_thread(self.blobs.remove, file_id)

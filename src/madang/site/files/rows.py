@@ -120,6 +120,18 @@ def find_expired(connection: sa.Connection, now_s: float) -> list[str]:
     return list(connection.scalars(expired.limit(EXPIRED_AT_ONCE_MAX)))
 
 
+def list_tenants(connection: sa.Connection) -> frozenset[str]:
+    """Return the tenants that have files here."""
+    return frozenset(connection.scalars(sa.select(FILE.c.tenant_id).distinct()))
+
+
+def list_unused(connection: sa.Connection, tenant_id: str) -> list[str]:
+    """Return ids of a tenant's files that no batch reads any more, at most EXPIRED_AT_ONCE_MAX."""
+    in_use = sa.select(BATCH.c.input_file_id).where(~BATCH.c.is_over)
+    found = sa.select(FILE.c.file_id).where(FILE.c.tenant_id == tenant_id, FILE.c.file_id.not_in(in_use))
+    return list(connection.scalars(found.limit(EXPIRED_AT_ONCE_MAX)))
+
+
 def list_ids(connection: sa.Connection) -> frozenset[str]:
     """Return the ids of all files."""
     return frozenset(connection.scalars(sa.select(FILE.c.file_id)))
