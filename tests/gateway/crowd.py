@@ -141,23 +141,24 @@ class SlowCrowd:
         self.lives_s = array("d")
         self.clients: list[Slow] = []
         self.lost_untold = 0
+        self.is_over = False
         self.is_here = asyncio.Event()
 
     async def run(self) -> None:
-        """Drip until cancelled; clients come and drip in turns, so that the load is even."""
-        try:
-            gap_s = self.period_s / _TURNS
-            each = max(1, round(self.count * gap_s / self.spread_s))
-            for turn in range(10**9):
-                self._drip(self.clients[turn % _TURNS :: _TURNS])
-                missing = min(each * 2, self.count - len(self.clients))
-                self.clients += await connect(lambda: Slow(self.lives_s), missing, self.port)
-                if len(self.clients) >= self.count:
-                    self.is_here.set()
-                await asyncio.sleep(gap_s)
-        finally:
-            for client in self.clients:
-                client.transport.abort()
+        """Drip until told to stop; clients come and drip in turns, so that the load is even."""
+        gap_s = self.period_s / _TURNS
+        each = max(1, round(self.count * gap_s / self.spread_s))
+        turn = 0
+        while not self.is_over:
+            self._drip(self.clients[turn::_TURNS])
+            turn = (turn + 1) % _TURNS
+            missing = min(each * 2, self.count - len(self.clients))
+            self.clients += await connect(lambda: Slow(self.lives_s), missing, self.port)
+            if len(self.clients) >= self.count:
+                self.is_here.set()
+            await asyncio.sleep(gap_s)
+        for client in self.clients:
+            client.transport.abort()
 
     def _drip(self, clients: list[Slow]) -> None:
         for client in clients:

@@ -189,8 +189,8 @@ async def among_slow_ones(site: LabSite) -> str:
         slow_s = percentile(await time_requests(askers, request, SLOW_HEAD_S + 2.0, 0.01), 0.99)
         assert crowd.lives_s, "some were there for longer than a head may take, so they were told"
         assert not task.done(), "they dripped all the while"
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        crowd.is_over = True
+        await task
         assert crowd.lost_untold == 0, "each was told 408"
         pairs.append((calm_s, slow_s))
         lives_s += crowd.lives_s
