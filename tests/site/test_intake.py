@@ -125,6 +125,20 @@ def test_events_are_imported_as_they_are_written_and_the_open_segment_stays(site
     worker.die()
 
 
+def test_a_finished_segment_goes_while_events_come_without_end(site):
+    worker = Worker(site.usage)
+    worker.write(records(1))
+    finished = worker.path.name
+    worker.rotate()
+    for number in range(2, 5):
+        worker.write(records(number))
+        assert site.run(site.importer.step()), "there is something new each time"
+        site.clock.now_s += 1.5
+    assert finished not in site.files()
+    assert site.outbox() == [1, 2, 3, 4]
+    worker.die()
+
+
 def test_a_record_that_is_being_written_is_waited_for(site):
     worker = Worker(site.usage)
     first, second = records(1), records(2)

@@ -7,7 +7,6 @@ drops no connection that waits to be accepted; without a supervisor the worker b
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import socket
@@ -39,6 +38,7 @@ from madang.gateway.tracing import Tracing
 from madang.gateway.upstream import UpstreamPool
 from madang.gateway.usage_log import Disk, UsageLog
 from madang.runtime.clock import SystemClock, SystemEntropy
+from madang.runtime.collector import calm_collector
 from madang.runtime.settings import load_settings
 from madang.runtime.telemetry import EventLog
 from madang.wire.access_log import ACCESS_FOLDER
@@ -337,20 +337,9 @@ async def _serve(settings: GatewaySettings, worker: int, log: EventLog, clock: C
             files=files,
         )
         await gateway.start()
-        _calm_collector()
+        calm_collector()
         await stopped.wait()
         await gateway.stop()
-
-
-def _calm_collector() -> None:
-    """Let the cycle collector look seldom, and never at what start-up made.
-
-    A request makes some 50 objects and frees them by count; few ever form a cycle. At the default threshold the
-    collector took 5 % of the worker's time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)
 
 
 def _note_bug(log: EventLog, context: dict[str, Any]) -> None:

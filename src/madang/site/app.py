@@ -22,6 +22,7 @@ import madang
 from madang.core import Clock, Entropy, MadangError, Unavailable, s_to_ns
 from madang.runtime.admin_http import AdminServer, make_admin_app
 from madang.runtime.clock import SystemClock, SystemEntropy
+from madang.runtime.collector import calm_collector
 from madang.runtime.files import read_secret
 from madang.runtime.settings import load_settings
 from madang.runtime.store import upgrade_schema
@@ -79,6 +80,7 @@ async def run_site(settings: SiteSettings, clock: Clock, entropy: Entropy, log: 
         server = AdminServer(Doors(make_app(parts), make_internal(parts)), settings.listen_host, settings.port)
         port = await server.start()
         log.info("site_serving", port=port, boot_id=parts.boot_id, version=madang.__version__)
+        calm_collector()
         try:
             await _run_parts(parts, server, stopping)
         finally:

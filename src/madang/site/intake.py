@@ -1,4 +1,4 @@
-"""The importer: moves what gateway workers logged into the outbox, ten times a second.
+"""The importer: moves what gateway workers logged into the outbox, several times a second.
 
 Owns the loop and what is said about damage. Refuses to parse and to hold events: segments give them, the outbox
 keeps them, and both survive this process being killed between any two steps.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from madang.core import Clock, Entropy, MadangError, Unavailable
+from madang.core import Clock, Entropy, MadangError, Unavailable, ns_to_s
 from madang.machine.backoff import choose_backoff_s
 from madang.runtime.telemetry import EventLog
 from madang.site.guard import GuardedStore
@@ -28,10 +28,12 @@ from madang.site.outbox import (
     read_segments,
     store_reads,
 )
-from madang.site.segments import Finished, SegmentFolder, SegmentRead
+from madang.site.segments import CHUNK_BYTES_MAX, Finished, SegmentFolder, SegmentRead
 from madang.site.signal import Signal
 
 POLL_PERIOD_S = 0.1
+GATHER_PERIOD_S = 0.25
+"""From one import to the next while events come: a transaction costs as much as some hundred events do."""
 FINISH_PERIOD_S = 1.0
 """How often finished segments are looked for; they are in nobody's way."""
 READS_MAX = 8
@@ -111,6 +113,7 @@ class Importer:
         self._trouble = ""
         self._has_caught_up = False
         self._last_read = ""
+        self._is_behind = False
         self._finish_at_ns = 0
         self.counts = IntakeCounts()
 
@@ -123,6 +126,7 @@ class Importer:
         """Import for ever; what cannot be read or written now is tried again, at a bounded pace."""
         failures = 0
         while True:
+            begun_ns = self._clock.monotonic_ns()
             try:
                 imported = await self.step()
             except MadangError as error:
@@ -136,6 +140,9 @@ class Importer:
             if not imported:
                 self._has_caught_up = True
                 await asyncio.sleep(POLL_PERIOD_S)
+            elif not self._is_behind:
+                spent_s = ns_to_s(self._clock.monotonic_ns() - begun_ns)
+                await asyncio.sleep(max(0.0, GATHER_PERIOD_S - spent_s))
 
     async def step(self) -> int:
         """Import what is there now, up to READS_MAX chunks; return how many chunks had something new.
@@ -144,9 +151,10 @@ class Importer:
             Unavailable: files cannot be read, or the database not written; nothing is lost by that.
         """
         reads, problem = await asyncio.to_thread(self._read)
+        self._is_behind = any(read.end - read.start >= CHUNK_BYTES_MAX // 2 for read in reads)
         if reads:
             await self._keep(reads)
-        if not reads and self._clock.monotonic_ns() >= self._finish_at_ns:
+        if self._clock.monotonic_ns() >= self._finish_at_ns:
             self._finish_at_ns = self._clock.monotonic_ns() + round(FINISH_PERIOD_S * 1e9)
             await self._finish()
         if problem:
