@@ -71,7 +71,7 @@ class EngineLeg:
         replica, target = self._replica.replica, self._replica.target
         self._count(1)
         head = (
-            f"POST {self._journey.errand.endpoint.value} HTTP/1.1\r\nhost: {target.host}:{target.port}\r\n"
+            f"POST {self._journey.errand.endpoint} HTTP/1.1\r\nhost: {target.host}:{target.port}\r\n"
             f"authorization: Bearer {replica.engine_key}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\n{self._journey.trace.fields()}\r\n"
         )

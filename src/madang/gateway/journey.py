@@ -245,7 +245,7 @@ class Journey:
             fields += b"%b: %b\r\n" % (REFUSED_FIELD, error.code.value.encode())
         self.count_answer(error.status, "")
         if error.status in _SHED_STATUSES:
-            priority = self.errand.priority.value
+            priority = self.errand.priority
             self.relay.meter.count_shed(self._service_name, priority, error.code.value)
         self.tell_end(error.status, error_type=error.code.value)
         self.exchange.fail(error, fields)
@@ -253,7 +253,7 @@ class Journey:
     def count_answer(self, status: int, site: str, chip_kind: str = "") -> None:
         """Count an answer in the metrics, by where it was served."""
         errand = self.errand
-        service, priority = self._service_name, errand.priority.value
+        service, priority = self._service_name, errand.priority
         self.relay.meter.count_request(errand.endpoint, status, site, service, chip_kind, priority)
 
     def tell_end(self, status: int, **details: str | float) -> None:
@@ -285,7 +285,7 @@ class Journey:
 
     def meter_at(self, replica: LiveReplica) -> ServiceMeter:
         """Return where what a replica does for this request is counted."""
-        return self.relay.meter.of(self._service_name, replica.replica.chip_kind, self.errand.priority.value)
+        return self.relay.meter.of(self._service_name, replica.replica.chip_kind, self.errand.priority)
 
     def _is_asked_whole(self, replica: LiveReplica) -> bool:
         """Return whether an engine is asked for its answer in one piece."""

@@ -6,6 +6,8 @@ from enum import StrEnum
 class PriorityClass(StrEnum):
     """How urgent a request is. Under overload the lower class is shed first."""
 
+    __hash__ = str.__hash__  # Enum's own is a call of Python for each look-up
+
     CLINICAL = "clinical"
     INTERACTIVE = "interactive"
     BATCH = "batch"

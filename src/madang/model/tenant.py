@@ -14,6 +14,8 @@ from madang.model.priority import PriorityClass
 class ResidencyScope(StrEnum):
     """How wide a tenant's data may travel."""
 
+    __hash__ = str.__hash__  # Enum's own is a call of Python for each look-up
+
     SITE = "site"
     SITES = "sites"
     REGION = "region"
@@ -23,6 +25,8 @@ class ResidencyScope(StrEnum):
 
 class DataClass(StrEnum):
     """Korean N2SF grades: open, sensitive, classified; `policy.residency` says what each forbids."""
+
+    __hash__ = str.__hash__  # Enum's own is a call of Python for each look-up
 
     OPEN = "open"
     SENSITIVE = "sensitive"

@@ -15,6 +15,8 @@ from madang.model.priority import PriorityClass
 class Outcome(StrEnum):
     """How an attempt ended."""
 
+    __hash__ = str.__hash__  # Enum's own is a call of Python for each look-up
+
     COMPLETED = "completed"
     CLIENT_GONE = "client_gone"
     UPSTREAM_FAILED = "upstream_failed"

@@ -29,6 +29,8 @@ _decoder = msgspec.json.Decoder()
 class Endpoint(StrEnum):
     """The API's inference endpoints, by the path that clients and engines share."""
 
+    __hash__ = str.__hash__  # Enum's own is a call of Python for each look-up
+
     CHAT = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
     EMBEDDINGS = "/v1/embeddings"
