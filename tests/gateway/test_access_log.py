@@ -95,7 +95,13 @@ def records_of(site: LabSite) -> list[AccessRecord]:
 
 
 def wait_for(site: LabSite, count: int) -> list[AccessRecord]:
-    return wait_until(lambda: (found := records_of(site)) and len(found) >= count and found, f"{count} access records")
+    def look() -> list[AccessRecord] | None:
+        assert site.worker is not None
+        site.lab.loop.call_soon_threadsafe(site.worker.usage.poke)  # instead of waiting for the next second
+        found = records_of(site)
+        return found if len(found) >= count else None
+
+    return wait_until(look, f"{count} access records")
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
