@@ -121,13 +121,7 @@ def make_tenant_data(
         runner=runner,
         calls=calls,
         counts=counts,
-        files_api=FilesApi(
-            files,
-            store,
-            settings.file_bytes_max,
-            lambda file_id: store.read(partial(find_reader, file_id=file_id)),
-            rule.check,
-        ),
+        files_api=_make_files_api(settings, files, store, rule),
         batches_api=BatchesApi(
             settings=settings,
             keeper=files,
@@ -140,6 +134,16 @@ def make_tenant_data(
         withdrawal=Withdrawal(
             rule=rule, keeper=files, store=store, grace_s=settings.withdrawn_files_kept_s, clock=clock, log=log
         ),
+    )
+
+
+def _make_files_api(settings: SiteSettings, files: FileKeeper, store: GuardedStore, rule: KeepRule) -> FilesApi:
+    return FilesApi(
+        files,
+        store,
+        settings.file_bytes_max,
+        lambda file_id: store.read(partial(find_reader, file_id=file_id)),
+        rule.check,
     )
 
 
