@@ -87,15 +87,7 @@ def make_tenant_data(
     """
     blobs = BlobStore(files_folder(settings), _load_master(settings), entropy)
     files = FileKeeper(settings=settings, blobs=blobs, store=store, clock=clock, entropy=entropy, log=log)
-    calls = GatewayCalls(
-        site=settings.name,
-        url=settings.own_gateway_url,
-        find_sessions=peers.own_sessions,
-        keys=view.keys,
-        tenants=view.tenants,
-        clock=clock,
-        connections_max=settings.batch_concurrency,
-    )
+    calls = _make_calls(settings, view, peers, clock)
     counts = BatchCounts()
     kit = Kit(
         site=settings.name,
@@ -134,6 +126,18 @@ def make_tenant_data(
         withdrawal=Withdrawal(
             rule=rule, keeper=files, store=store, grace_s=settings.withdrawn_files_kept_s, clock=clock, log=log
         ),
+    )
+
+
+def _make_calls(settings: SiteSettings, view: DesiredView, peers: Peers, clock: Clock) -> GatewayCalls:
+    return GatewayCalls(
+        site=settings.name,
+        url=settings.own_gateway_url,
+        find_sessions=peers.own_sessions,
+        keys=view.keys,
+        tenants=view.tenants,
+        clock=clock,
+        connections_max=settings.batch_concurrency,
     )
 
 
