@@ -1,0 +1,107 @@
+"""Every request whose answer was completed is in the ledger once, though each program of the site is killed under load.
+
+See `loaded_site` for what is real. The rate that is offered and the one that was reached are printed; how much the
+machine can carry is not what is asked here.
+"""
+
+import json
+import os
+import sqlite3
+import time
+from collections import Counter
+
+import httpx
+import pytest
+import uvloop
+from bench.gateway.site import SERVICE, SITE
+from tests.e2e.embedded import wait_for
+from tests.e2e.loaded_site import LoadedSite
+from tests.e2e.open_load import OpenLoad
+
+pytestmark = [pytest.mark.peer, pytest.mark.deep, pytest.mark.timeout(900)]
+
+RATE_HZ = float(os.environ.get("MADANG_TEST_RATE_HZ", "2000"))
+DURATION_S = float(os.environ.get("MADANG_TEST_DURATION_S", "60"))
+TOKENS = 3
+KILLED = ("gateway0", "site", "nats", "gateway1", "node")
+
+
+def request(key: str, number: int, *, is_stream: bool) -> bytes:
+    question = [{"role": "user", "content": f"question {number}"}]
+    value = {"model": SERVICE, "messages": question, "stream": is_stream}
+    body = json.dumps(value, separators=(",", ":")).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+    return f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def is_serving(site: LoadedSite) -> bool:
+    url = f"http://127.0.0.1:{site.port}/v1/chat/completions"
+    body = {"model": SERVICE, "messages": [{"role": "user", "content": "?"}]}
+    try:
+        return httpx.post(url, json=body, headers={"authorization": f"Bearer {site.key}"}, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def count_rows(site: LoadedSite) -> int:
+    with sqlite3.connect(f"file:{site.hub_db}?mode=ro", uri=True, timeout=10) as database:
+        (count,) = database.execute("select count(*) from ledger").fetchone()
+    database.close()
+    return count
+
+
+def completed_in_ledger(site: LoadedSite) -> Counter[str]:
+    """How often each request is in the ledger as completed."""
+    words = "select request_id from ledger where outcome = 'completed' and is_superseded = 0"
+    with sqlite3.connect(f"file:{site.hub_db}?mode=ro", uri=True, timeout=10) as database:
+        found = Counter(row[0] for row in database.execute(words))
+    database.close()
+    return found
+
+
+def test_completed_answers_are_in_the_ledger_once(tmp_path) -> None:
+    with LoadedSite(tmp_path / "s", tokens=TOKENS, rate_hz=20) as site:
+        try:
+            wait_for("the site serves", lambda: is_serving(site), 60, every_s=0.2)
+            killed: list[str] = []
+            gap_s = DURATION_S / (len(KILLED) + 1.5)
+
+            def kill(*parts: str) -> None:
+                killed.extend(site.kill(*(f"{SITE}-{part}" for part in parts)))
+
+            acts = [(gap_s * (n + 1), lambda part=part: kill(part)) for n, part in enumerate(KILLED)]
+            acts.append((gap_s * (len(KILLED) + 1), lambda: kill(*KILLED)))
+            requests = [request(site.key, number, is_stream=number % 10 == 0) for number in range(100)]
+            load = OpenLoad(site.port, requests, RATE_HZ)
+            uvloop.run(load.run(DURATION_S, acts))
+            assert sorted(set(killed)) == sorted(f"{SITE}-{part}" for part in KILLED), "each was killed"
+            assert len(killed) == 2 * len(KILLED), "and once more all together"
+            asked = Counter(load.completed)
+            assert len(asked) == len(load.completed), "a request id came twice"
+            began_s = time.monotonic()
+            rows = wait_for(
+                "the ledger has every completed answer",
+                lambda: count_rows(site) >= len(asked) and is_complete(site, asked),
+                240,
+                every_s=1.0,
+            )
+            drained_s = time.monotonic() - began_s
+        except BaseException:
+            print(site.logs())
+            raise
+        print(
+            f"offered {load.offered / DURATION_S:.0f}/s, completed {len(asked)} ({len(asked) / DURATION_S:.0f}/s), "
+            f"refused {dict(load.refused)}, unclear {load.unclear}, overdue {load.overdue}, "
+            f"forgotten {load.forgotten}; "
+            f"killed {killed}; restarts {site.restarts()}; {rows} completed in the ledger {drained_s:.0f} s after"
+        )
+        counts = completed_in_ledger(site)
+        twice = {one: count for one, count in counts.items() if count > 1}
+        assert not twice, f"{len(twice)} requests are in the ledger twice"
+        assert all(counts[one] == 1 for one in asked)
+        assert len(asked) > RATE_HZ * DURATION_S / 4, "there was a load"
+
+
+def is_complete(site: LoadedSite, asked: Counter[str]) -> int:
+    counts = completed_in_ledger(site)
+    return sum(counts.values()) if all(one in counts for one in asked) else 0
