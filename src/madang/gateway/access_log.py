@@ -168,7 +168,11 @@ class AccessLog:
         if record[9] in COUNTED_STATUSES:
             self.refuse(record)
         elif record[5] not in _SAMPLED or int(record[1][-8:], 16) < self._open_limit:
-            self._put(record)
+            waiting = self._waiting
+            if len(waiting) < self._records_waiting_max:
+                waiting.append(record)
+            else:
+                self.lost += 1
 
     def refuse(self, record: RecordTuple) -> None:
         """Take a refusal: the first of its kind in a minute is written, the others are counted."""

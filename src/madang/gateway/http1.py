@@ -58,6 +58,7 @@ class ServerConnection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
+        "_address",
         "_body",
         "_body_left",
         "_buffer",
@@ -80,6 +81,7 @@ class ServerConnection(asyncio.Protocol):
     def __init__(self, port: "Port") -> None:
         self._port = port
         self._state = _HEAD
+        self._address: str | None = None
         self._buffer = b""
         self._scanned = 0
         self._empty_lines = 0
@@ -353,8 +355,10 @@ class ServerConnection(asyncio.Protocol):
     @property
     def address(self) -> str:
         """The client's address without its port, empty where the transport has none."""
-        found = self._transport.get_extra_info("peername")
-        return found[0] if isinstance(found, tuple) else ""
+        if self._address is None:  # asking costs a system call
+            found = self._transport.get_extra_info("peername")
+            self._address = found[0] if isinstance(found, tuple) else ""
+        return self._address
 
     @property
     def must_close(self) -> bool:

@@ -49,6 +49,13 @@ _SAMPLE = (
     b'"site":"","started_at_us":1760000000000000,"tariff_id":"","tenant_id":"","ttft_us":100000}\n'
 )
 _PLACE_DIGITS = 15
+# Ten times a second: composing the same statements anew would cost more than a signature.
+_LAST_TREE = "SELECT seq FROM sqlite_sequence WHERE name = 'receipt_tree'"
+_INSERT_TREE = (
+    "INSERT INTO receipt_tree (tree_id, signed_at_us, size, root, public_key, signature, packing, events) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_INSERT_PLACES = "INSERT OR IGNORE INTO receipt_index (place, tree_id) VALUES (?, ?)"
 
 
 def place_of(request_id: str) -> int:
@@ -97,27 +104,23 @@ class ReceiptBook:
     def add(self, connection: sa.Connection, events: Sequence[UsageEvent], now_s: float) -> None:
         """Sign a tree over events and keep it, in the caller's transaction; some 10 us an event, 60 us a tree."""
         leaves = [encode_event(make_event(event)) for event in events]
-        last = connection.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = 'receipt_tree'").scalar()
+        last = connection.exec_driver_sql(_LAST_TREE).scalar()
         tree_id = int(last or 0) + 1
         root_hash = make_root([leaf_of(leaf) for leaf in leaves])
         root = make_root_statement(self._site, tree_id, len(leaves), root_hash, round(now_s * 1e6), self._public_key)
-        connection.execute(
-            RECEIPT_TREE.insert().values(
-                tree_id=tree_id,
-                signed_at_us=root.signed_at_us,
-                size=root.size,
-                root=root_hash,
-                public_key=self._public_key,
-                signature=self._identity.sign(root_bytes(root)),
-                packing=_PACKING,
-                events=_pack(leaves),
-            )
+        row = (
+            tree_id,
+            root.signed_at_us,
+            root.size,
+            root_hash,
+            self._public_key,
+            self._identity.sign(root_bytes(root)),
+            _PACKING,
+            _pack(leaves),
         )
+        connection.exec_driver_sql(_INSERT_TREE, row)
         places = {place_of(event.request_id) for event in events}
-        connection.exec_driver_sql(
-            "INSERT OR IGNORE INTO receipt_index (place, tree_id) VALUES (?, ?)",
-            [(place, tree_id) for place in sorted(places)],
-        )
+        connection.exec_driver_sql(_INSERT_PLACES, [(place, tree_id) for place in sorted(places)])
         self.trees_total += 1
         self.events_total += len(events)
 

@@ -84,5 +84,5 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     batch_concurrency: int = 2
     access_dir: Path | None = None
     access_days: float = 730.0
-    access_bytes_max: int = 16 * 1024 * 1024 * 1024
+    access_bytes_max: int = 128 * 1024 * 1024 * 1024
     receipt_days: float = 90.0
