@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import cast
 
-CONNECTIONS = 192
+CONNECTIONS = 384
 TICK_S = 0.005
 BACKLOG_S = 0.5
 PATIENCE_S = 15.0

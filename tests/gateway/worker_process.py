@@ -6,14 +6,34 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.gateway.lab import LabSite, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class WorkerProcess:
     """`python -m madang.gateway` for a lab's site; its sockets are held by the test, as a supervisor holds them."""
 
-    def __init__(self, site: LabSite, *, worker: int = 0, files_max: int = 0, **settings: object) -> None:
+    def __init__(
+        self,
+        site: LabSite,
+        *,
+        worker: int = 0,
+        files_max: int = 0,
+        module: str = "madang.gateway",
+        **settings: object,
+    ) -> None:
+        """Start it.
+
+        Args:
+            site: whose gateway it is.
+            worker: its number.
+            files_max: limit of open files, soft and hard; 0 for that of the test.
+            module: what runs it.
+            settings: of the gateway, beside the usual ones.
+        """
         self.site = site
         site.folder.mkdir(parents=True, exist_ok=True)
         config = site.folder / "gateway.toml"
@@ -34,9 +54,10 @@ class WorkerProcess:
         with self.log_file.open("wb") as log:
             limit = ["/bin/sh", "-c", f'ulimit -n {files_max}; exec "$@"', "sh"] if files_max else []
             self.process = subprocess.Popen(
-                [*limit, sys.executable, "-m", "madang.gateway", "--config", str(config), "--worker", str(worker)],
+                [*limit, sys.executable, "-m", module, "--config", str(config), "--worker", str(worker)],
                 stderr=log,
                 env=env,
+                cwd=ROOT,
                 pass_fds=tuple(fds.values()),
             )
 
