@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from tests.gateway.lab import CHAT, CITY, Lab, session_between, wait_until
+from tests.gateway.lab import CHAT, CITY, Lab, LabTenant, residency, session_between, wait_until
+
+from madang.model import DataClass
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = {"traceparent": f"00-{TRACE}-{SPAN}-01", "tracestate": "vendor=opaque"}
@@ -143,3 +145,17 @@ def test_a_share_of_requests_is_told_in_the_log(lab: Lab) -> None:
     assert {(line["status"], line["gen_ai_request_model"]) for line in told} == {(200, CHAT)}
     assert CITY.name not in str(told)
     assert "수도" not in str(told)
+
+
+def test_nothing_is_told_of_classified_requests(lab: Lab, collector: Collector) -> None:
+    secret = LabTenant("defence", residency("nation", "kr"), data_class=DataClass.CLASSIFIED)
+    lab.tenants.append(secret)
+    site = lab.site()
+    site.data_class_max = DataClass.CLASSIFIED
+    site.add_replica(lab.engine())
+    lab.start(site, debug_ratio=1.0, otlp_traces_url=collector.url, trace_ratio=1.0)
+    assert [site.chat(secret).status for _ in range(5)] == [200] * 5
+    assert site.chat(CITY).status == 200
+    assert len(wait_until(lambda: site.log.named("gateway_request"), "the other's is told")) == 1
+    lab.stop(site)
+    assert len(collector.named("POST /v1/chat/completions")) == 1

@@ -25,6 +25,7 @@ from madang.gateway.relay import Relay, id_fields
 from madang.gateway.tracing import NO_TRACE
 from madang.gateway.usage_log import OnDurable
 from madang.model import Outcome, Service, UsageEvent
+from madang.policy.residency import HANDLING
 from madang.policy.routing import Ask, Refusal, RefusalReason, Route, ToPeer, choose_route
 from madang.wire.openai import ApiRequest, Endpoint, upstream_body
 from madang.wire.openai_errors import ApiError, ErrorCode
@@ -268,6 +269,8 @@ class Journey:
             return
         details["gen_ai_request_model"] = self._service_name
         trace.end(status, {_OTEL_NAMES.get(name, name): value for name, value in details.items()})
+        if not HANDLING[self.errand.data_class].is_debug_sampled:
+            return
         took_s = ns_to_s(relay.clock.monotonic_ns() - self._started_ns)
         relay.tell(
             self._seed,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from madang.core import Unavailable
 from madang.gateway.settings import GatewaySettings
-from madang.model import DataClass
+from madang.policy.residency import HANDLING
 from madang.wire.trace_context import (
     TRACEPARENT,
     TRACESTATE,
@@ -163,7 +163,7 @@ class Tracing:
         tracer = self._tracer
         if tracer is None:
             return pass_on(fields) if TRACEPARENT in fields else NO_TRACE
-        if errand.data_class is DataClass.CLASSIFIED:
+        if not HANDLING[errand.data_class].is_debug_sampled:
             return NO_TRACE
         from opentelemetry.trace import SpanKind
 
