@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from tests.gateway.lab import CHAT, CITY, CLINIC, PARTS, Lab, LabSite, make_key, wait_until
+from tests.gateway.test_usage_log import Bench
 
 from madang.gateway.access_log import COUNTED_S, FIELD_CHARS_MAX, REFUSERS_MAX, AccessLog
-from madang.gateway.usage_log import Disk
+from madang.gateway.usage_log import Disk, SystemDisk
 from madang.wire.access_log import AccessRecord, decode_segment
 
 ZERO_MS = 1_790_000_000_000
@@ -305,3 +306,63 @@ def test_a_folder_that_is_gone_is_named(tmp_path: Path) -> None:
     os.mkdir(tmp_path / "none")
     log.write()
     assert not log.failure
+
+
+# --- on the usage log's thread
+
+
+def test_what_rides_is_written_before_each_commit_and_when_asked(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    class Disk(SystemDisk):
+        def append(self, descriptor: int, data: bytes) -> None:
+            seen.append("commit")
+            super().append(descriptor, data)
+
+    bench = Bench(tmp_path, Disk(), rider=lambda: seen.append("rider"))
+    try:
+        del seen[:]  # the magic of the first segment
+        bench.append(1)
+        wait_until(lambda: bench.told, "the event is durable")
+        assert seen == ["rider", "commit"]
+        bench.log.poke()
+        wait_until(lambda: seen[2:] == ["rider"], "the rider is called without a commit")
+    finally:
+        bench.stop()
+    assert seen[-1] == "rider"  # once more at the end
+
+
+def test_asking_the_rider_does_not_multiply_retries(tmp_path: Path) -> None:
+    class Disk(SystemDisk):
+        creates = 0
+
+        def create(self, path: Path) -> int:
+            self.creates += 1
+            raise OSError(28, "No space left on device")
+
+    disk, calls = Disk(), []
+    bench = Bench(tmp_path, disk, rider=lambda: calls.append(1), retry_period_s=60.0)
+    try:
+        for _ in range(50):
+            bench.log.poke()
+        wait_until(lambda: len(calls) == 50, "every call")
+        assert disk.creates == 1
+    finally:
+        bench.stop()
+
+
+def test_a_disk_that_takes_no_records_closes_admission_and_opens_again(site: LabSite) -> None:
+    site.chat(CITY)
+    log = site.worker.access
+    healthy = log._disk
+    log._disk = FullDisk(healthy)
+    log._disk.is_full = True
+    site.request("GET", "/v1/models", key=CITY.key)
+    wait_until(lambda: site.lab.loop.call_soon_threadsafe(site.worker.usage.poke) and log.failure, "the disk is full")
+    refused = site.chat(CITY)
+    assert (refused.status, refused.error["code"]) == (429, "overloaded")
+    assert "access" in refused.error["message"]
+    log._disk.is_full = False
+    wait_until(lambda: site.lab.loop.call_soon_threadsafe(site.worker.usage.poke) and not log.failure, "it is written")
+    assert site.chat(CITY).status == 200
+    assert len([one for one in records_of(site) if one.endpoint == "/v1/models"]) == 1

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _TRY_PERIOD_S = 0.5
 _ANSWER_TIMEOUT_S = 10.0
+_WAITED = ("not_yet", "no_replica")
+"""Not there yet, or its site program starts anew."""
 
 
 def register(app: typer.Typer) -> None:
@@ -86,7 +88,7 @@ def _fetch(url: str, receipt_id: str, key: str, wait_s: float) -> bytes:
                 if answer.is_success:
                     return answer.content
                 code, message = _read_error(answer.content)
-                if code != "not_yet" or time.monotonic() >= until:
+                if code not in _WAITED or time.monotonic() >= until:
                     raise Rejected(f"{url}: {message or f'status {answer.status_code}'}")
                 time.sleep(_TRY_PERIOD_S)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:

@@ -97,6 +97,7 @@ class GatewayWorker:
         self._files = files if files is not None else plan_files(settings)
         self._acceptors: list[Acceptor] = []
         self._is_stopping = False
+        self._is_access_failing = False
         self._timers: list[asyncio.TimerHandle] = []
         access_dir = _make_folders(settings)
         self.meter = Meter(settings.site)
@@ -264,13 +265,16 @@ class GatewayWorker:
         return peer_context(self._settings.peer_ca_file)
 
     def _list_warnings(self) -> list[str]:
-        found = [self._files.shortfall, self.tls.warning() if self.tls is not None else ""]
+        found = [self._files.shortfall, self.access.failure, self.tls.warning() if self.tls is not None else ""]
         return [warning for warning in found if warning]
 
     def _look_for_others(self) -> None:
         self._inflight.refresh()
         if self.access.tick():
             self.usage.poke()
+        if bool(self.access.failure) != self._is_access_failing:
+            self._is_access_failing = not self._is_access_failing
+            self._log.warning("gateway_access_log", is_written=not self._is_access_failing, reason=self.access.failure)
         self.meter.access_written, self.meter.access_lost = self.access.written, self.access.lost
         self.meter.connections = self.ports["tenant"].connections
         self.meter.connections_max = self._files.connections_max

@@ -29,9 +29,9 @@ def read_site_keys(connection: sa.Connection) -> tuple[SiteKey, ...]:
     for row in connection.execute(query):
         public_key = msgspec.json.decode(row.detail, type=_Detail).identity_ed25519
         place = row.target, public_key
-        if row.action == _REVOKE:
+        if row.action == _REVOKE and place in found:
             found[place] = msgspec.structs.replace(found[place], revoked_at_s=row.at_s)
-        elif place not in found:
+        elif row.action == _ENROL and place not in found:
             found[place] = SiteKey(
                 site=SiteId(row.target),
                 public_key=public_key,

@@ -60,6 +60,7 @@ class PeerReceipts:
         self._clock = clock
         self._log = log
         self._turns = asyncio.Semaphore(ASKED_MAX)
+        self._roots: ssl.SSLContext | None = None
 
     async def find(self, receipt_id: str, request_id: str, caller: InternalCaller) -> bytes | None:
         """Return a receipt of another site, or None when the request did not enter here or nobody has it."""
@@ -69,11 +70,18 @@ class PeerReceipts:
         peers = [peer for peer in self._list_peers() if self._may_have_served(peer, key, caller)][:SITES_MAX]
         if not peers:
             return None
-        # Certificates are not loaded: sites whose peer port is TLS are asked by the tenant.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        async with self._turns, httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, verify=context) as client:
+        async with (
+            self._turns,
+            httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False, verify=self._trust(peers)) as client,
+        ):
             answers = await asyncio.gather(*(self._ask(client, peer, key, receipt_id, caller) for peer in peers))
         return next((answer for answer in answers if answer is not None), None)
+
+    def _trust(self, peers: list[Peer]) -> ssl.SSLContext:
+        """Return whom to believe; the system's roots are loaded, once, only when some peer's port is TLS."""
+        if self._roots is None and any(peer.url.startswith("https:") for peer in peers):
+            self._roots = ssl.create_default_context()
+        return self._roots or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
     def _may_have_served(self, peer: Peer, key: ApiKey, caller: InternalCaller) -> bool:
         site = self._sites.get(peer.site)
