@@ -12,7 +12,7 @@ from typing import cast
 
 CONNECTIONS = 384
 TICK_S = 0.005
-BACKLOG_S = 0.5
+BACKLOG_S = 10.0
 PATIENCE_S = 15.0
 RETRY_S = 0.05
 
