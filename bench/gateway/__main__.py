@@ -22,8 +22,8 @@ from rich.console import Console
 TURNS = 3
 VENVS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "madang" / "bench"
 STREAMED_ENGINE = f"{OURS}, streamed engine"
-JSON_ONLY = {NULL_METERING, STREAMED_ENGINE}
-"""Variants of ours that answer one question each; only the load `json` asks it."""
+SOME_LOADS = {NULL_METERING: ("json", "wide"), STREAMED_ENGINE: ("json",)}
+"""Variants of ours that answer one question each, and the loads that ask it."""
 
 
 def parse() -> argparse.Namespace:
@@ -79,8 +79,9 @@ async def run_peer(
     apart: Apart | None = None
     try:
         await until_answered(running.port, request_bytes(running, is_stream=False), START_S, running.find_trouble)
-        names = ["json"] if peer.name in JSON_ONLY else options.load or list(LOADS)
-        for name in names:
+        for name in options.load or LOADS:
+            if name not in SOME_LOADS.get(peer.name, LOADS) or (name == "wide" and not isinstance(running, Site)):
+                continue
             load = peer.adapt(LOADS[name].scaled(options.seconds))
             if load is None or (load.is_tls and not running.tls_port):
                 continue

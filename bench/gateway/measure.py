@@ -20,6 +20,7 @@ from bench.gateway.upstream import CHUNKS, Counts
 
 LOADS = {
     "json": Load(name="json", mode="json", connections=64, is_stream=False, warm_s=1.0, measure_s=3.0),
+    "wide": Load(name="wide", mode="json", connections=256, is_stream=False, warm_s=1.0, measure_s=2.5),
     "burst": Load(name="burst", mode="burst", connections=64, is_stream=True, warm_s=1.0, measure_s=3.0),
     "paced": Load(
         name="paced", mode="paced", connections=256, is_stream=True, warm_s=0.3, measure_s=3.0, stagger_s=2.0
