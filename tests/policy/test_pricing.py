@@ -70,7 +70,7 @@ def test_without_a_tariff_nothing_is_charged() -> None:
     assert worst_charge_micro_won(None, 10, 10) == 0
 
 
-@given(st.datetimes(datetime(1971, 1, 1), datetime(2090, 1, 1), timezones=st.just(KST)))
+@given(st.datetimes(datetime(1971, 1, 1), datetime(2090, 1, 1), timezones=st.just(KST)))  # noqa: DTZ001
 def test_days_are_korean(moment: datetime) -> None:
     wall_s = moment.timestamp()
     assert kst_day(wall_s) == moment.strftime("%Y-%m-%d")

@@ -7,7 +7,7 @@ import time
 class SystemClock:
     """Clock of this machine.
 
-    Both are the system's own functions: each request asks some ten times, and a method of ours would cost as much again.
+    Both are the system's own functions: a request asks some ten times, and a method of ours would cost as much again.
 
     Attributes:
         monotonic_ns: returns CLOCK_MONOTONIC in nanoseconds, which all processes of the machine share.
