@@ -83,9 +83,11 @@ FIELDS = (
     b"upgrade: h2c",
     b"trailer: x",
     b"host: y",
+    b"host: a b",
     b"accept: a\r\naccept: b",
     b"x-long: " + b"v" * 200,
 )
+HOSTS = (b"host: x", b"host:", b"Host: a.example:80", b"host: [::1]:8", b"host: a/b", b"host: a:b", b"host: a, b")
 SIZE_FORMS = (
     b"%x\r\n",
     b"%X\r\n",
@@ -141,7 +143,7 @@ def _draw_request(rng: random.Random) -> bytes:
     body = bytes(rng.choice(b"ab\r\n0 :") for _ in range(rng.choice((0, 1, 5, 40))))
     lines = [
         b" ".join((_form(rng, METHODS, oddness), _form(rng, TARGETS, oddness), _form(rng, VERSIONS, oddness))),
-        *([] if rng.random() < oddness / 4 else [b"host: x"]),
+        *([] if rng.random() < oddness / 4 else [_form(rng, HOSTS, oddness / 4)]),
     ]
     lines += [rng.choice(FIELDS) for _ in range(rng.randrange(3)) if rng.random() < max(oddness, 0.1)]
     framing = rng.random()

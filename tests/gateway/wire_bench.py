@@ -42,6 +42,7 @@ STRICTER = {
     "Connection nominates": "RFC 9110 7.6.1: a field for every recipient",
     "the only expectation known here": "RFC 9110 10.1.1: 417",
     "the request has no Host field": "RFC 9112 3.2",
+    "the Host field is no host and port": "RFC 9112 3.2: 400 for an invalid one",
     "the request begins with empty lines": "RFC 9112 2.2: one may be ignored, not any number",
     "is not spoken here": "RFC 9110 2.5: 505",
     "the request's head is over": "431",
@@ -77,6 +78,7 @@ class Ours(NamedTuple):
     statuses: list[int]
     refusal: str
     is_open: bool
+    raw: bytes
 
 
 class FakeLoop:
@@ -198,11 +200,12 @@ def read_ours(pieces: Iterable[bytes], *, is_late: bool = False) -> Ours:
     while recorder.answer():
         pass
     is_open = not (transport.is_over or transport.is_shut)
-    statuses, refusal = split_answers(b"".join(transport.written))
+    raw = b"".join(transport.written)
+    statuses, refusal = split_answers(raw)
     transport.is_over = True
     connection.connection_lost(None)
     assert bodies.bytes_held == 0, "nothing is held of a connection that is gone"
-    return Ours(recorder.taken, statuses, refusal, is_open)
+    return Ours(recorder.taken, statuses, refusal, is_open, raw)
 
 
 def split_answers(data: bytes) -> tuple[list[int], str]:

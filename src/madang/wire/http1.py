@@ -30,6 +30,10 @@ LENGTH_DIGITS_MAX = 15
 _LENGTH = re.compile(rb"[0-9]{1,%d}\Z" % LENGTH_DIGITS_MAX)
 _LENGTH_FIELD = re.compile(rb"(?i:\r\ncontent-length):[ \t]*([0-9]+)[ \t]*\r\n")
 _TARGET = re.compile(rb"(?:(?=/)|https?://[^/?]+)(/[^?]*)?(\?.*)?\Z", re.IGNORECASE)
+# RFC 3986 section 3.2.2 and 3.2.3, without names in other scripts: those come percent-encoded or as A-labels.
+_HOST = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f][0-9A-Fa-f])*)(?::[0-9]{0,5})?\Z"
+)
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
 _TRAILER = re.compile(_FIELD_LINE)
 
@@ -121,8 +125,12 @@ def parse_request_head(head: bytes, headers_max: int) -> RequestHead:
         raise HttpRejected(431, f"the request has {len(pairs)} header fields; at most {headers_max}")
     fields = _fold(pairs)
     is_http10 = minor == b"0"
-    if b"host" not in fields and not is_http10:
-        raise HttpRejected(400, "the request has no Host field")
+    host = fields.get(b"host")
+    if host is None:
+        if not is_http10:
+            raise HttpRejected(400, "the request has no Host field")
+    elif _HOST.match(host) is None:
+        raise HttpRejected(400, "the Host field is no host and port")
     options = _connection_options(fields)
     length, is_chunked = _framing(fields, is_http10)
     path, query = _path(target)
