@@ -131,6 +131,16 @@ def test_an_update_keeps_what_is_not_named(hub, ask):
     assert hub.calls[-1][3] == {**CLINIC, "residency": {**CLINIC["residency"], "is_transit_granted": True}}
     assert ask("tenant", "update", "daegu-clinic", "--residency", "nation:kr").exit_code == 0
     assert hub.calls[-1][3]["residency"] == {"scope": "nation", "places": ["kr"], "is_transit_granted": False}
+    assert ask("tenant", "update", "daegu-clinic", "--redirect", "--data-class", "open").exit_code == 0
+    assert hub.calls[-1][3] == {**CLINIC, "is_redirect_wanted": True, "data_class": "open"}
+
+
+def test_a_site_is_marked(hub, ask):
+    hub.answers["PUT", "/api/v1/sites/daegu/data-class"] = (200, {"name": "daegu", "data_class_max": "classified"})
+    done = ask("site", "grade", "daegu", "--data-class", "classified")
+    assert done.exit_code == 0, done.stderr
+    assert "up to class classified" in done.stdout
+    assert hub.calls == [("PUT", "/api/v1/sites/daegu/data-class", "", {"data_class_max": "classified"})]
 
 
 @pytest.mark.parametrize("text", ["moon", "site:", "site:a,b", "region", "any:kr", ""])

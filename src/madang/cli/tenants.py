@@ -24,6 +24,11 @@ Transit = Annotated[
     typer.Option("--transit/--no-transit", help="May pass, unread, through a site that may not serve it."),
 ]
 
+Redirect = Annotated[
+    bool | None,
+    typer.Option("--redirect/--no-redirect", help="An entry answers 307 with its nearest legal site; see the manual."),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -57,6 +62,7 @@ def _create_tenant(
     title: Title = None,
     data_class: Class = None,
     is_transit: Transit = None,
+    is_redirect: Redirect = None,
 ) -> None:
     """Create a tenant."""
     from madang.cli.values import parse_residency
@@ -68,6 +74,8 @@ def _create_tenant(
     }
     if data_class is not None:
         body["data_class"] = data_class
+    if is_redirect is not None:
+        body["is_redirect_wanted"] = is_redirect
     with access.hub() as hub:
         made = hub.call("POST", "/api/v1/tenants", body)
     if access.is_json:
@@ -108,6 +116,7 @@ def _update_tenant(
     title: Title = None,
     data_class: Class = None,
     is_transit: Transit = None,
+    is_redirect: Redirect = None,
 ) -> None:
     """Change what is named; the rest stays."""
     from madang.cli.values import parse_residency
@@ -119,7 +128,8 @@ def _update_tenant(
             body["residency"] = parse_residency(residency, is_transit_granted=granted)
         elif is_transit is not None:
             body["residency"] = {**body["residency"], "is_transit_granted": is_transit}
-        body |= {key: value for key, value in (("title", title), ("data_class", data_class)) if value is not None}
+        changes = {"title": title, "data_class": data_class, "is_redirect_wanted": is_redirect}
+        body |= {key: value for key, value in changes.items() if value is not None}
         changed = hub.call("PUT", f"/api/v1/tenants/{name}", body)
     if access.is_json:
         print_json(changed)
