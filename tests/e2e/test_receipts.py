@@ -64,6 +64,7 @@ def test_a_receipt_is_fetched_and_verified_offline_and_no_changed_one_is(federat
     assert (refused.returncode, "not in the signed tree" in refused.stderr) == (1, True)
 
 
+@pytest.mark.deep
 def test_what_another_site_served_is_fetched_where_it_entered(federation, keys, tmp_path):
     answer = ask(federation, "national", GUIDE_TENANT)
     served = answer.headers["x-madang-site"]

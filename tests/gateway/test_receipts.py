@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.gateway.lab import CITY, PARTS, Answer, Lab, LabSite, LabTenant, wait_until
+from tests.site.fresh_database import open_database
 from tests.wire.receipt_documents import check_independently
 
 from madang.core import SiteId
@@ -17,7 +18,6 @@ from madang.runtime.admin_http import AdminServer
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.files import write_secret
 from madang.runtime.signing import is_signed_by
-from madang.runtime.store import Store, sqlite_url, upgrade_schema
 from madang.runtime.telemetry import EventLog
 from madang.site.guard import GuardedStore
 from madang.site.intake import Importer, OutboxGauge
@@ -56,8 +56,7 @@ class SiteProcess:
         self.public_key = self.identity.public_key().public_bytes_raw()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.site.usage_dir.mkdir(parents=True, exist_ok=True)
-        self.store = Store(sqlite_url(self.folder / "site.db"))
-        upgrade_schema(self.store.engine, "madang.site:migrations")
+        self.store = open_database(self.folder / "site.db")
         guard = GuardedStore(self.store, log)
         self.book = ReceiptBook(
             site=self.site.name, identity=self.identity, store=guard, retention_s=1e6, clock=clock, log=log
@@ -218,6 +217,7 @@ def test_a_peer_that_is_away_costs_a_clear_answer(lab: Lab, pair: tuple[SiteProc
     answer = daegu.site.chat(PARTS)
     gumi.settle()
     lab.stop(gumi.site)
+    gumi.site.sockets.pop("peer").close()  # else its queue takes the question, and the answer waits for its end
     refused = fetch(daegu.site, answer.headers["x-madang-receipt"], PARTS)
     assert refused.status == 404
     assert "x-madang-site names that site" in refused.error["message"]

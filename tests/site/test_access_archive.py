@@ -12,10 +12,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.site.fresh_database import open_database
 
 from madang.core import Rejected, Unavailable
 from madang.runtime.signing import is_signed_by
-from madang.runtime.store import Store, sqlite_url, upgrade_schema
 from madang.runtime.telemetry import EventLog
 from madang.site.access_archive import EXPIRED_PER_PASS, AccessArchive
 from madang.site.access_chain import SEALED_FOLDER
@@ -104,8 +104,7 @@ class Site:
         self.start()
 
     def start(self):
-        self.store = Store(sqlite_url(self.database))
-        upgrade_schema(self.store.engine, "madang.site:migrations")
+        self.store = open_database(self.database)
         self.log = EventLog(self.clock, self.text)
         self.archive = AccessArchive(
             site="daegu",
@@ -286,7 +285,9 @@ def test_a_seal_that_was_changed_or_signed_by_others_is_seen(sealed):
 
 def test_a_seal_under_another_key_is_named(sealed):
     reseal(sealed, 4, kid="0" * 16)
-    assert sealed.verify().unknown_keys == ["0" * 16]
+    found = sealed.verify()
+    assert found.unknown_keys == ["0" * 16]
+    assert found.problems == ["seal 4 is signed with key 0000000000000000, which is not known here"]
 
 
 @pytest.mark.parametrize("drop", [0, 1, 2])

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.site.fresh_database import open_database
 from tests.site.usage_files import Worker, make_event
 from tests.wire.receipt_documents import check_independently
 
 from madang.core import Fault
 from madang.runtime.clock import SystemEntropy
 from madang.runtime.signing import is_signed_by
-from madang.runtime.store import Store, sqlite_url, upgrade_schema
 from madang.runtime.telemetry import EventLog
 from madang.site.guard import GuardedStore
 from madang.site.intake import Importer, OutboxGauge
@@ -56,8 +56,7 @@ class Site:
         self.start()
 
     def start(self):
-        self.store = Store(sqlite_url(self.database))
-        upgrade_schema(self.store.engine, "madang.site:migrations")
+        self.store = open_database(self.database)
         guard = GuardedStore(self.store, self.log)
         self.book = ReceiptBook(
             site="daegu",
@@ -272,6 +271,22 @@ def test_receipts_end_in_time_and_in_bounded_steps(site):
     write(worker, site.now_event(1))
     site.settle()
     assert site.verified(site.now_event(1).event_id).receipt.root.tree_id == TREES_PER_PRUNE + 5
+
+
+def test_receipts_of_an_earlier_identity_stay_under_its_key(site):
+    """A site that was revoked and enrolled anew gives out what it signed before, as it was signed."""
+    worker = Worker(site.usage)
+    write(worker, site.now_event(1))
+    site.settle()
+    before = site.ask(site.now_event(1).event_id).content
+    earlier = site.keys()
+    site.identity = Ed25519PrivateKey.generate()
+    site.restart()
+    write(worker, site.now_event(2))
+    site.settle()
+    assert site.ask(site.now_event(1).event_id).content == before
+    verify_receipt(before, earlier, is_signed_by)
+    assert site.verified(site.now_event(2).event_id).key == site.keys()[0]
 
 
 def test_a_damaged_tree_is_named_and_not_given_out(site):

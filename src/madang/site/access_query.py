@@ -149,7 +149,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
         records: that were found intact in this step.
         problems: in words, at most PROBLEMS_MAX; a broken chain ends the verification.
         head_sha256: hash of the last seal that was checked.
-        unknown_keys: kids of keys that signed and are not known here: their seals hang together, no more is known.
+        unknown_keys: kids of keys that signed and are not known here, a problem each: anybody could have signed.
     """
 
     checked: int
@@ -259,6 +259,8 @@ class _Check:
         if (seal.number, seal.prev_sha256, seal.site) != (number, self.prev, self._site):
             raise Rejected("it does not follow the one before it: a seal was changed, added or removed")
         if seal.kid not in self._known_kids:
+            if seal.kid not in self.unknown:
+                self.problems.append(f"seal {number} is signed with key {seal.kid}, which is not known here")
             self.unknown.add(seal.kid)
         elif not self._is_signed(seal.kid, signature, seal_bytes(seal)):
             raise Rejected(f"site {self._site} did not sign it")

@@ -55,6 +55,7 @@ _INSERT_TREE = (
     "INSERT INTO receipt_tree (tree_id, signed_at_us, size, root, public_key, signature, packing, events) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
+_DELETE_PLACES = "DELETE FROM receipt_index WHERE place = ? AND tree_id = ?"
 _INSERT_PLACES = "INSERT OR IGNORE INTO receipt_index (place, tree_id) VALUES (?, ?)"
 
 
@@ -247,10 +248,8 @@ def _prune(connection: sa.Connection, before_us: int) -> int:
             places = {place_of(_head_decoder.decode(leaf).request_id) for leaf in leaves}
         except (Fault, msgspec.MsgspecError):
             places = set()  # its rows in the index lead nowhere from now on, which harms nobody
-        for place in places:
-            connection.execute(
-                RECEIPT_INDEX.delete().where(RECEIPT_INDEX.c.place == place, RECEIPT_INDEX.c.tree_id == row.tree_id)
-            )
+        if places:
+            connection.exec_driver_sql(_DELETE_PLACES, [(place, row.tree_id) for place in places])
         connection.execute(RECEIPT_TREE.delete().where(RECEIPT_TREE.c.tree_id == row.tree_id))
         removed, leaves_seen = removed + 1, leaves_seen + row.size
     return removed
