@@ -304,6 +304,7 @@ def test_errors_and_ids() -> None:
         "invalid_key": 401,
         "residency_violation": 403,
         "model_not_found": 404,
+        "not_yet": 404,
         "request_too_large": 413,
         "quota_exceeded": 429,
         "overloaded": 429,
