@@ -15,8 +15,8 @@ from tests.gateway.odd_responses import draw_answers
 from tests.gateway.upstream_bench import check_answers
 from tests.gateway.wire_bench import STRICTER, check, compare, read_h11, read_ours
 
-STREAMS, STREAMS_DEEP = 1200, 150_000
-ANSWERS, ANSWERS_DEEP = 1500, 200_000
+STREAMS, STREAMS_DEEP = 700, 150_000
+ANSWERS, ANSWERS_DEEP = 1000, 200_000
 FUZZ_S = 60
 FUZZER = Path(__file__).with_name("fuzz_parsers.py")
 
@@ -103,13 +103,11 @@ def test_a_parser_that_believes_too_much_is_caught(monkeypatch: pytest.MonkeyPat
 def test_every_stated_reason_is_met() -> None:
     """A reason that no stream meets would excuse what nobody has looked at."""
     met: set[str] = set()
-    for seed in range(4000):
+    for seed in range(1500):
         ours = read_ours([draw_stream(random.Random(seed))])
         met |= {reason for reason in STRICTER if reason in ours.refusal}
-        if len(met) == len(STRICTER):
-            return
-    rare = {"the request's head is over", "header fields; at most", "the request body is over"}
-    assert set(STRICTER) - met <= rare
+    sizes = {"the request's head is over", "header fields; at most", "the request body is over"}
+    assert set(STRICTER) - met == sizes, "sizes have tests of their own"
 
 
 def test_h11_reads_what_it_should() -> None:

@@ -40,6 +40,8 @@ from madang.policy.routing import (
     View,
     choose_route,
 )
+from madang.site.desired import DesiredView
+from madang.site.files.keeping import KeepRule
 from madang.wire.feed import GatewaySnapshot
 from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.passes import Pass
@@ -173,7 +175,7 @@ def run_world(seed: int, tally: Tally) -> list[str]:
     rng = random.Random(seed)
     world = draw_world(rng)
     tally.worlds += 1
-    return [*_judge_journey(rng, world, tally), *_judge_distribution(world, tally)]
+    return [*_judge_journey(rng, world, tally), *_judge_keeping(world), *_judge_distribution(world, tally)]
 
 
 def _judge_journey(rng: random.Random, world: World, tally: Tally) -> Iterator[str]:
@@ -335,6 +337,21 @@ def _illegal(what: str, policies: list[Policy], place: Place | None) -> Iterator
         why = serving_forbidden(policy, place)
         if why:
             yield f"{what}: {why}"
+
+
+def _judge_keeping(world: World) -> Iterator[str]:
+    """What a site's process lets lie on its own disk, by what it was told itself."""
+    view = DesiredView()
+    view.sites = {name: _site(place) for name, place in world.known[world.entry].items()}
+    if world.tenant is not None:
+        view.tenants = {"t": _tenant(world.tenant)}
+    may_keep = KeepRule(world.entry, view).may_keep("t")
+    place = world.known[world.entry].get(world.entry)
+    why = "nobody told" if world.tenant is None else serving_forbidden(world.tenant, place)
+    if may_keep and why:
+        yield f"kept: {why}"
+    if not may_keep and not why:
+        yield "not kept where every word allows it"
 
 
 _SERVICE = Service(name="own", model="m", tenants=("t",))
