@@ -48,12 +48,13 @@ class Measured(msgspec.Struct, kw_only=True):
 
     Attributes:
         cpu_us: by group of processes, microseconds a request, or a chunk in the loads `burst` and `paced`.
-        rate: requests or chunks a second.
+        units: requests or chunks that were counted; with none the figures mean nothing.
+        rate: of them a second.
         first_us, rest_us: p50 and p99 of the time to the first byte of content, and from it to the last byte.
         rss_mib: by group, at the end.
         requests, opened: that came to the engine, and connections that were opened for them, while it was measured.
         deliveries: reads of the client per answer; far fewer than chunks means a gateway that buffers.
-        is_whole: whether every answer was 200 and complete.
+        is_whole: whether no answer was other than 200 and no connection was lost.
         caught_up_s: how long our site process needed after the load.
         busy: share of the core that the gateway took; well under 1, somebody else held it up.
     """
@@ -62,6 +63,7 @@ class Measured(msgspec.Struct, kw_only=True):
     load: str
     turn: int
     cpu_us: dict[str, float]
+    units: float
     rate: float
     first_us: tuple[float, float]
     rest_us: tuple[float, float]
@@ -229,6 +231,7 @@ def _sum_up(
         load=load.name,
         turn=turn,
         cpu_us=cpu_us,
+        units=units,
         rate=units / max(seen.duration_s, 1e-9),
         first_us=percentiles_us(seen.first_s),
         rest_us=percentiles_us(seen.rest_s),
@@ -236,7 +239,7 @@ def _sum_up(
         requests=end[1].requests - begin[1].requests,
         opened=end[1].connections - begin[1].connections,
         deliveries=seen.deliveries / max(seen.done, 1),
-        is_whole=seen.bad == 0 and seen.done > 0,
+        is_whole=seen.bad == 0,
         busy=busy_s / max(seen.duration_s, 1e-9),
         caught_up_s=caught_up_s,
     )

@@ -93,7 +93,12 @@ def own_cpu_us(one: Measured) -> float:
 
 def of(found: Sequence[Measured], peer: str, load: str, pick: Pick) -> list[float]:
     """Return one figure of every round."""
-    return [pick(one) for one in found if one.peer == peer and one.load == load]
+    return [pick(one) for one in _some(found, peer, load)]
+
+
+def _some(found: Sequence[Measured], peer: str, load: str) -> list[Measured]:
+    """Return the measures of one load in which anything was answered."""
+    return [one for one in found if one.peer == peer and one.load == load and one.units]
 
 
 def added_us(found: Sequence[Measured], peer: str, load: str, which: int, *, is_rest: bool = False) -> list[float]:
@@ -102,16 +107,14 @@ def added_us(found: Sequence[Measured], peer: str, load: str, which: int, *, is_
     def pick(one: Measured) -> float:
         return one.rest_us[which] if is_rest else one.first_us[which]
 
-    floor = {one.turn: pick(one) for one in found if one.peer == "direct" and one.load == load}
-    return [pick(one) - floor[one.turn] for one in found if one.peer == peer and one.load == load and one.turn in floor]
+    floor = {one.turn: pick(one) for one in _some(found, "direct", load)}
+    return [pick(one) - floor[one.turn] for one in _some(found, peer, load) if one.turn in floor]
 
 
 def ratio(found: Sequence[Measured], ours: str, other: str, load: str, pick: Pick) -> float | None:
     """Return the median over rounds of ours over the other's; None without both."""
-    theirs = {one.turn: pick(one) for one in found if one.peer == other and one.load == load}
-    pairs = [
-        (pick(one), theirs[one.turn]) for one in found if one.peer == ours and one.load == load and one.turn in theirs
-    ]
+    theirs = {one.turn: pick(one) for one in _some(found, other, load)}
+    pairs = [(pick(one), theirs[one.turn]) for one in _some(found, ours, load) if one.turn in theirs]
     return statistics.median(mine / other_value for mine, other_value in pairs) if pairs else None
 
 
@@ -301,6 +304,9 @@ def notes(facts: Facts, found: Sequence[Measured]) -> list[str]:
     wrong = sorted({f"{one.peer} ({one.load})" for one in found if not one.is_whole})
     if wrong:
         lines.append("WRONG ANSWERS OR LOST CONNECTIONS: " + ", ".join(wrong))
+    none = sorted({f"{one.peer} ({one.load})" for one in found if not one.units})
+    if none:
+        lines.append("Nothing was answered within a measure, which is left out: " + ", ".join(none))
     joined = sorted(
         {one.peer for one in found if one.load == "paced" and one.deliveries < 90 and one.peer != "litellm"}
     )

@@ -27,7 +27,13 @@ class FakeTransport:
 
 
 def measured(peer, load="json", turn=0, **fields):
-    values = {"rate": 1000.0, "first_us": (100.0, 200.0), "rest_us": (10.0, 20.0), "rss_mib": {"peer": 10.0}}
+    values = {
+        "rate": 1000.0,
+        "units": 3000.0,
+        "first_us": (100.0, 200.0),
+        "rest_us": (10.0, 20.0),
+        "rss_mib": {"peer": 10.0},
+    }
     rest = {"requests": 1000, "opened": 0, "deliveries": 100.0, "is_whole": True, "cpu_us": {"peer": 10.0}}
     return Measured(peer=peer, load=load, turn=turn, **{**values, **rest, **fields})
 
@@ -123,6 +129,12 @@ def test_first_bytes_are_over_direct_ones_of_the_same_round():
         ]
     assert report.added_us(found, "haproxy", "one", 0) == [50.0, 50.0]
     assert report.added_us(found, "haproxy", "one", 1) == [90.0, 90.0]
+
+
+def test_measures_without_an_answer_are_left_out():
+    found = [measured("litellm", units=0.0, cpu_us={"peer": 1e9}), ours()]
+    assert report.of(found, "litellm", "json", report.own_cpu_us) == []
+    assert all("LiteLLM" not in goal.name for goal in report.judge(found))
 
 
 def test_only_our_part_of_the_page_is_replaced(tmp_path):
