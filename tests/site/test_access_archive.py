@@ -20,6 +20,7 @@ from madang.runtime.telemetry import EventLog
 from madang.site.access_archive import EXPIRED_PER_PASS, AccessArchive
 from madang.site.access_chain import SEALED_FOLDER
 from madang.site.access_query import Filter, list_records, verify_records
+from madang.site.audit import read_audit
 from madang.site.guard import GuardedStore
 from madang.wire.access_log import (
     MAGIC,
@@ -215,6 +216,65 @@ def test_a_death_at_any_step_neither_loses_nor_doubles(site, step, monkeypatch):
     assert (site.verify().checked, site.verify().problems) == (2, [])
 
 
+class Killed(BaseException):
+    """The process ends here: nothing after it runs, no handler of errors either."""
+
+
+EFFECTS = ("open", "write", "fdatasync", "fsync", "fchmod", "replace", "ftruncate", "close", "unlink")
+
+
+def die_at(patch, number):
+    """Let the process die at the `number`-th effect on the disk from now on; return the counter."""
+    seen = [0]
+
+    def count(inner):
+        def effect(*args, **values):
+            seen[0] += 1
+            if seen[0] == number:
+                raise Killed
+            return inner(*args, **values)
+
+        return effect
+
+    for name in EFFECTS:
+        patch.setattr(os, name, count(getattr(os, name)))
+    return seen
+
+
+@pytest.mark.deep
+def test_a_death_at_every_effect_loses_and_doubles_nothing(tmp_path, monkeypatch):
+    """Sealing two segments and removing an old one, killed at the first effect, the second, and so on to the last."""
+    for number in range(1, 200):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        site = Site(folder)
+        site.seal(record(0, at_s=START_S - 800 * DAY_S))
+        for worker in (1, 2):
+            other = Worker(site.folder, boot="b1", worker=worker)
+            other.write(record(10 * worker), record(10 * worker + 1))
+            other.close()
+        with monkeypatch.context() as patch:
+            seen = die_at(patch, number)
+            try:
+                asyncio.run(site.archive.step())
+                asyncio.run(site.archive.expire())
+            except Killed:
+                pass
+        is_over = seen[0] < number
+        site.restart()
+        asyncio.run(site.archive.step())
+        asyncio.run(site.archive.expire())
+        found = site.verify()
+        assert (sorted(site.numbers()), found.problems) == ([10, 11, 20, 21], []), f"killed at effect {number}"
+        assert (found.records, site.segments()) == (4, [])
+        assert site.archive.problem == ""
+        site.store.close()
+        if is_over:
+            assert number > 20
+            return
+    raise AssertionError("there is no end to the effects")
+
+
 def test_a_line_that_was_cut_off_is_dropped_and_made_again(site):
     site.seal(record(1))
     with (site.folder / SEALS_FILE).open("ab") as file:
@@ -397,6 +457,22 @@ def test_the_limit_is_told_in_advance_and_closes_admission_instead_of_removing(t
     assert asyncio.run(site.archive.expire()) == 0
     assert len(site.numbers()) == number
     site.store.close()
+
+
+def test_the_head_is_written_into_the_audit_log_once_a_day(site):
+    asyncio.run(site.archive.anchor())
+    site.seal(record(1))
+    asyncio.run(site.archive.anchor())
+    asyncio.run(site.archive.anchor())
+    site.seal(record(2))
+    site.clock.now_s += DAY_S
+    asyncio.run(site.archive.anchor())
+    site.restart()
+    asyncio.run(site.archive.anchor())
+    with site.store.engine.begin() as connection:
+        rows = read_audit(connection, after=0, limit=100)
+    assert [(row["action"], row["detail"]["number"]) for row in rows] == [("access.head", 1), ("access.head", 2)]
+    assert rows[1]["detail"]["sha256"] == site.verify().head_sha256
 
 
 def test_open_segments_count_and_are_made_durable(site, monkeypatch):

@@ -26,6 +26,7 @@ from madang.core import Clock, MadangError, Rejected, Unavailable
 from madang.runtime.files import replace_file, sync_folder
 from madang.runtime.telemetry import EventLog
 from madang.site.access_chain import SEALED_FOLDER, Chain, ChainHead
+from madang.site.audit import append_audit
 from madang.site.desired import read_meta, write_meta
 from madang.site.guard import GuardedStore
 from madang.site.locks import take_shared
@@ -43,13 +44,14 @@ from madang.wire.receipts import make_kid
 PERIOD_S = 2.0
 """How often segments are made durable and finished ones are looked for."""
 EXPIRE_PERIOD_S = 60.0
+ANCHOR_PERIOD_S = 86_400.0
 SEGMENTS_PER_PASS, EXPIRED_PER_PASS = 16, 64
 SEGMENT_BYTES_MAX = 64 * 1024 * 1024
 """Over this, no worker wrote the file."""
 WARN_SHARE = 0.8
 _LEVEL = 3
 """Of zlib: 0.7 us a record and 18 bytes; level 6 takes twice that for a tenth less."""
-_HEAD_META = "access_head"
+_HEAD_META, _ANCHOR_META = "access_head", "access_anchor"
 _EMPTY_KEPT_S = 10.0
 
 
@@ -184,6 +186,7 @@ class AccessArchive:
                 if self._clock.monotonic_ns() >= expire_at_ns:
                     expire_at_ns = self._clock.monotonic_ns() + round(EXPIRE_PERIOD_S * 1e9)
                     await self.expire()
+                    await self.anchor()
                 self._note("")
             except MadangError as error:
                 self._note(error.message)
@@ -222,6 +225,21 @@ class AccessArchive:
         self.counts.expired += removed
         await self._keep_head()
         return removed
+
+    async def anchor(self) -> None:
+        """Write the head of the chain into the audit log, once a day: wherever that is copied to, it vouches."""
+        text = await self._store.read(lambda connection: read_meta(connection, _ANCHOR_META))
+        number, _, at_s = text.partition(":")
+        now_s, head = self._clock.wall_s(), self.chain.head
+        if head.number == int(number or 0) or (text and now_s - float(at_s) < ANCHOR_PERIOD_S) or self._broken:
+            return
+
+        def write(connection: sa.Connection) -> None:
+            detail = {"number": head.number, "sha256": head.sha256}
+            append_audit(connection, at_s=now_s, actor="site", action="access.head", target=self.site, detail=detail)
+            write_meta(connection, _ANCHOR_META, f"{head.number}:{now_s}")
+
+        await self._store.write(write)
 
     async def _keep_head(self) -> None:
         head = self.chain.head
