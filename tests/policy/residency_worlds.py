@@ -79,6 +79,7 @@ class World(NamedTuple):
         key: the policy as the key's copy has it.
         tenant: as the tenant's own fact has it here; None where that fact is not here. They differ while a change is
             on its way.
+        elsewhere: as the other sites have the tenant's fact.
         entry: where the request comes in.
         known: every site's own idea of the sites, by whose it is.
     """
@@ -86,6 +87,7 @@ class World(NamedTuple):
     key: Policy
     key_has_class: bool
     tenant: Policy | None
+    elsewhere: Policy | None
     entry: str
     known: dict[str, dict[str, Place]]
 
@@ -107,7 +109,10 @@ def draw_world(rng: random.Random) -> World:
     tenant: Policy | None = policy
     if rng.random() < 0.2:
         tenant = _draw_policy(rng, False) if rng.random() < 0.7 else None
-    return World(policy, rng.random() < 0.9, tenant, _pick(rng, NAMES), known)
+    elsewhere = tenant if rng.random() < 0.8 else _draw_policy(rng, False)
+    # Most requests come in where they may: what is refused at the door shows nothing of what lies behind it.
+    doors = [name for name in NAMES if not passing_forbidden(policy, places.get(name))] if rng.random() < 0.5 else []
+    return World(policy, rng.random() < 0.9, tenant, elsewhere, _pick(rng, doors or NAMES), known)
 
 
 def _draw_place(rng: random.Random, name: str, odd: bool) -> Place:
@@ -180,7 +185,7 @@ def run_world(seed: int, tally: Tally) -> list[str]:
 
 def _judge_journey(rng: random.Random, world: World, tally: Tally) -> Iterator[str]:
     policies, own = binding_policies(world), world.known[world.entry]
-    desired = _desired(world, world.entry)
+    desired = _desired(world, world.entry, world.tenant)
     forbidden = [passing_forbidden(policy, own.get(world.entry)) for policy in policies]
     try:
         caller = authenticate(desired, b"Bearer " + KEY.encode(), 0.0)
@@ -258,14 +263,14 @@ def _judge_route(
         yield "handed to a peer of which nothing is known"
 
 
-def _desired(world: World, where: str) -> Desired:
+def _desired(world: World, where: str, tenant: Policy | None) -> Desired:
     return Desired(
         GatewaySnapshot(
             site=SiteId(where),
             generation=1,
             sites=tuple(_site(place) for place in world.known[where].values()),
             keys=(_key(world),),
-            tenants=() if world.tenant is None else (_tenant(world.tenant),),
+            tenants=() if tenant is None else (_tenant(tenant),),
             services=(),
             models=(),
         )
@@ -277,8 +282,9 @@ def _judge_peer(
 ) -> Iterator[str]:
     """The peer judges the pass and chooses by its own idea of the sites, which may be another; it hands nothing on."""
     known = world.known[peer]
+    policies = policies if world.elsewhere is None else [*policies, world.elsewhere]
     try:
-        data_class = judge_residency(_pass(world, ask, peer), _desired(world, peer))
+        data_class = judge_residency(_pass(world, ask, peer), _desired(world, peer, world.elsewhere))
     except ApiError:
         return
     at_peer = Ask(service="qwen", residency=ask.residency, data_class=data_class, hops_left=0)
