@@ -139,6 +139,11 @@ def test_what_is_refused_is_recorded_with_who_it_was(site: LabSite) -> None:
     assert (found[404].tenant_id, found[404].endpoint) == (CITY.name, "other")
 
 
+def test_a_long_path_is_cut_in_its_record(site: LabSite) -> None:
+    site.request("GET", "/v1/files/" + "x" * 5000, key=CITY.key)
+    assert wait_for(site, 1)[0].endpoint == "/v1/files/" + "x" * (FIELD_CHARS_MAX - len("/v1/files/"))
+
+
 def test_residency_refusals_name_the_tenant(tmp_path: Path) -> None:
     with Lab(tmp_path) as lab:
         site = lab.site("gwangju", "honam")

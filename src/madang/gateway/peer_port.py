@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from madang.core import KeyId, Rejected, RequestId, SiteId, site_of_request
 from madang.gateway.access import Caller
+from madang.gateway.access_log import FIELD_CHARS_MAX
 from madang.gateway.errand import Errand
 from madang.gateway.exchange import Exchange
 from madang.gateway.feed import OWN, Desired, Live
@@ -125,7 +126,8 @@ class PeerPort:
             data_class=judge_residency(found, self._relay.desired()),
         )
         request_id = RequestId(found.request_id)
-        exchange.access = self._relay.access.open(request_id, who, f"site:{found.entry_site}", found.path)
+        asked = found.path[:FIELD_CHARS_MAX]
+        exchange.access = self._relay.access.open(request_id, who, f"site:{found.entry_site}", asked)
         self._site_link.open(exchange, who, request_id, route)
 
     def _beat(self, exchange: Exchange) -> None:

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from madang.core import RequestId
 from madang.gateway.access import Caller, check_entry, identify, owner_of
+from madang.gateway.access_log import FIELD_CHARS_MAX
 from madang.gateway.errand import Errand
 from madang.gateway.exchange import JSON_TYPE, Exchange
 from madang.gateway.feed import Desired, service_of
@@ -45,7 +46,7 @@ class TenantPort:
             desired = self._relay.desired()
             authorization = exchange.head.fields.get(b"authorization")
             caller = identify(desired, authorization, self._relay.clock.wall_s())
-            asked = exchange.head.path if isinstance(endpoint, SiteRoute) else label
+            asked = exchange.head.path[:FIELD_CHARS_MAX] if isinstance(endpoint, SiteRoute) else label
             exchange.access = self._relay.access.open(request_id, caller, exchange.address, asked)
             if self._nearest.answer(exchange, desired, caller, request_id, label):
                 return
