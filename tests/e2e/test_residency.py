@@ -2,6 +2,7 @@
 
 import socket
 
+import httpx
 import pytest
 from tests.e2e.embedded import wait_for
 
@@ -32,6 +33,19 @@ def test_the_clinic_is_refused_elsewhere_before_its_body_is_read(federation):
         answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 403")
     assert b"residency_violation" in answer
+
+
+def test_each_tenant_is_told_its_own_sites_and_how_far_they_are(federation):
+    def sites(tenant):
+        headers = {"authorization": f"Bearer {federation.key(tenant)}"}
+        return httpx.get(f"{federation.url('national')}/v1/sites", headers=headers, timeout=5).json()["data"]
+
+    assert [site["url"] for site in sites("daegu-clinic")] == [federation.url("daegu")]
+    assert {site["name"] for site in sites("gumi-parts")} == {"daegu", "gumi"}
+    wait_for("every way is measured", lambda: all(one["round_trip_ms"] for one in sites("gwangju-city")), 20, 0.3)
+    found = federation.madang_json("site", "nearest", "--key", federation.key("gwangju-city"))
+    assert {site["name"] for site in found["sites"]} == {"daegu", "gumi", "gwangju"}
+    assert found["best"]["base_url"].endswith("/v1")
 
 
 def test_a_region_tenant_is_refused_outside_its_region(federation):

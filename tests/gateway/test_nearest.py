@@ -5,6 +5,7 @@ import json
 from contextlib import closing
 
 import pytest
+from openai import AuthenticationError, OpenAI
 from tests.gateway.lab import CHAT, CITY, CLINIC, PARTS, Lab, LabSite, LabTenant, residency
 from tests.gateway.raw import RawClient, chat_body, post
 from typer.testing import CliRunner
@@ -165,6 +166,19 @@ def test_the_peer_port_answers_probes_of_anybody_and_nothing_else(national: LabS
     assert national.request("HEAD", "/probe", port="peer").status == 200
     assert national.request("GET", "/probe", port="peer").status == 401
     assert national.request("POST", "/probe", port="peer").status == 401
+
+
+def test_the_official_client_loses_its_key_on_the_way_and_needs_none_of_it(lab: Lab, national: LabSite) -> None:
+    """What the manual says of redirects: a client that follows one by itself arrives without its key."""
+    ask = {"model": CHAT, "messages": [{"role": "user", "content": "안녕?"}]}
+    options = {"api_key": CITY.key, "max_retries": 0, "timeout": 10}
+    entry = OpenAI(base_url=f"{national.url}/v1", default_query={"redirect": "1"}, **options)
+    with entry as client, pytest.raises(AuthenticationError):
+        client.chat.completions.create(**ask)
+    best = national.request("GET", "/v1/sites", key=CITY.key).json["data"][0]
+    with OpenAI(base_url=best["base_url"], **options) as client:
+        assert client.chat.completions.create(**ask).choices[0].message.content
+    assert [one.site for one in lab.sites[best["name"]].events()] == [best["name"]]
 
 
 def command(*words: str) -> tuple[int, str]:

@@ -15,6 +15,8 @@ from madang.core import Clock, ns_to_s
 from madang.wire.passes import PROBE_PATH
 
 PERIOD_S = 15.0
+RETRY_S = 5.0
+"""While some site does not answer: it may only be starting."""
 TIMEOUT_S = 2.0
 TRIES = 5
 AT_ONCE_MAX = 8
@@ -44,7 +46,8 @@ class RoundTrips:
         """Probe for ever."""
         while True:
             await self.probe_all()
-            await asyncio.sleep(PERIOD_S)
+            is_whole = UNKNOWN_S not in self._found.values()
+            await asyncio.sleep(PERIOD_S if is_whole else RETRY_S)
 
     async def probe_all(self) -> None:
         """Probe every other site once."""
