@@ -13,7 +13,7 @@ from madang.policy.residency import (
     HANDLING,
     allowed_sites,
     is_allowed,
-    may_engine_serve,
+    is_within,
     may_pass_through,
     stricter,
 )
@@ -120,14 +120,14 @@ def test_an_old_fact_reads_as_sensitive():
 
 
 def test_engines_and_stricter():
-    assert [[may_engine_serve(one, most) for one in DataClass] for most in DataClass] == [
+    assert [[is_within(one, most) for one in DataClass] for most in DataClass] == [
         [True, False, False],
         [True, True, False],
         [True, True, True],
     ]
     for first, second in itertools.product(DataClass, DataClass):
         assert stricter(first, second) is stricter(second, first)
-        assert may_engine_serve(first, stricter(first, second))
+        assert is_within(first, stricter(first, second))
 
 
 def test_the_table_of_handling_grows_stricter():

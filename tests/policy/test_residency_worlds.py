@@ -102,7 +102,7 @@ def test_a_peer_that_believes_everything_is_caught(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_engine_that_sees_too_much_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routing, "may_engine_serve", lambda _class, _most: True)
+    monkeypatch.setattr(routing, "is_within", lambda _class, _most: True)
     assert is_caught()
 
 

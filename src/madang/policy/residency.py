@@ -21,13 +21,11 @@ from madang.model import DataClass, Residency, ResidencyScope, Site
 HOME_NATION = "kr"
 """The grades are Korean law: what bears one above open stays in Korea, whatever the scope says."""
 
-_MAY_HOLD: Mapping[DataClass, frozenset[DataClass]] = {
-    DataClass.OPEN: frozenset((DataClass.OPEN,)),
-    DataClass.SENSITIVE: frozenset((DataClass.OPEN, DataClass.SENSITIVE)),
-    DataClass.CLASSIFIED: frozenset(DataClass),
-}
-"""What may be held by a site or an engine that is marked for a class."""
-_RANKS = {DataClass.OPEN: 0, DataClass.SENSITIVE: 1, DataClass.CLASSIFIED: 2}
+# Judged for every candidate of every attempt, so by identity: an enumeration's members are dear to look up and to hash.
+_OPEN, _SENSITIVE, _CLASSIFIED = DataClass.OPEN, DataClass.SENSITIVE, DataClass.CLASSIFIED
+_SITE, _SITES, _REGION = ResidencyScope.SITE, ResidencyScope.SITES, ResidencyScope.REGION
+_NATION, _ANY = ResidencyScope.NATION, ResidencyScope.ANY
+_RANKS = {_OPEN: 0, _SENSITIVE: 1, _CLASSIFIED: 2}
 
 
 class Handling(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,20 +62,20 @@ def is_allowed(residency: Residency, data_class: DataClass, site: Site) -> bool:
     if not is_graded_for(data_class, site):
         return False
     scope = residency.scope
-    if scope is ResidencyScope.ANY:
+    if scope is _ANY:
         return True
-    if scope is ResidencyScope.NATION:
+    if scope is _NATION:
         return site.nation in residency.places
-    if scope is ResidencyScope.REGION:
+    if scope is _REGION:
         return site.region in residency.places
-    return scope in (ResidencyScope.SITE, ResidencyScope.SITES) and site.name in residency.places
+    return (scope is _SITE or scope is _SITES) and site.name in residency.places
 
 
 def is_graded_for(data_class: DataClass, site: Site) -> bool:
     """Return whether a site may hold data of a class at all, whosever it is."""
-    if data_class not in _MAY_HOLD.get(site.data_class_max, ()):
+    if not is_within(data_class, site.data_class_max):
         return False
-    return data_class is DataClass.OPEN or site.nation == HOME_NATION
+    return data_class is _OPEN or site.nation == HOME_NATION
 
 
 def may_pass_through(residency: Residency, data_class: DataClass, site: Site) -> bool:
@@ -88,9 +86,13 @@ def may_pass_through(residency: Residency, data_class: DataClass, site: Site) ->
     return is_graded_for(data_class, site)
 
 
-def may_engine_serve(data_class: DataClass, engine_data_class_max: DataClass) -> bool:
-    """Return whether an engine that may see at most `engine_data_class_max` may serve a request of `data_class`."""
-    return data_class in _MAY_HOLD.get(engine_data_class_max, ())
+def is_within(data_class: DataClass, most: DataClass) -> bool:
+    """Return whether whoever is marked for `most`, a site or an engine, may see data of `data_class`."""
+    if data_class is _OPEN:
+        return most is _OPEN or most is _SENSITIVE or most is _CLASSIFIED
+    if data_class is _SENSITIVE:
+        return most is _SENSITIVE or most is _CLASSIFIED
+    return data_class is _CLASSIFIED and most is _CLASSIFIED
 
 
 def stricter(first: DataClass, second: DataClass) -> DataClass:

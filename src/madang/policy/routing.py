@@ -21,7 +21,7 @@ import msgspec
 
 from madang.core import ReplicaId, SiteId, draw_unit
 from madang.model import DataClass, PriorityClass, Residency, Site
-from madang.policy.residency import is_allowed, may_engine_serve
+from madang.policy.residency import is_allowed, is_within
 
 DIGEST_AGE_MAX_S = 1.5
 """Three digest periods of 0.5 s: an older digest describes a site that may be gone."""
@@ -197,7 +197,7 @@ def _is_legal(ask: Ask, view: View, name: SiteId) -> bool:
 def _usable_replicas(ask: Ask, view: View, tried: Collection[Route]) -> list[ReplicaChoice]:
     if ask.is_local_barred or not view.replicas or not _is_legal(ask, view, view.site):
         return []
-    replicas = [choice for choice in view.replicas if may_engine_serve(ask.data_class, choice.data_class_max)]
+    replicas = [choice for choice in view.replicas if is_within(ask.data_class, choice.data_class_max)]
     if not tried:
         return replicas
     return [choice for choice in replicas if ToReplica(choice.replica_id) not in tried]
