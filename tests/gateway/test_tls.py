@@ -9,12 +9,15 @@ from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
+import openai
 import pytest
 from tests.gateway.certificates import Root
-from tests.gateway.lab import CITY, Lab, LabSite, wait_until
+from tests.gateway.lab import CHAT, CITY, Lab, LabSite, wait_until
 from tests.gateway.raw import RawClient, chat_body, post
 
 from madang.core import Rejected
+from madang.gateway.target import parse_target
 from madang.gateway.tls import load_pair, peer_context
 
 KEY = CITY.key
@@ -82,6 +85,41 @@ def test_requests_over_tls_are_as_over_plain(site: LabSite, root: Root) -> None:
         assert client.rest() == b"", "the end is one that TLS confirms"
     assert site.chat(CITY).status == 200, "the plain port goes on"
     wait_until(lambda: site.worker.meter.handshakes == {"ok": 1}, "one handshake is counted")
+
+
+def test_the_official_client_over_tls(site: LabSite, root: Root) -> None:
+    with openai.OpenAI(
+        base_url=f"https://localhost:{site.ports['tenant-tls']}/v1",
+        api_key=KEY,
+        max_retries=0,
+        http_client=httpx.Client(verify=root.client(), timeout=10),
+    ) as client:
+        question = [{"role": "user", "content": "대한민국의 수도는?"}]
+        assert client.chat.completions.create(model=CHAT, messages=question).choices[0].message.content
+        with client.chat.completions.create(model=CHAT, messages=question, stream=True) as stream:
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "안녕하세요!"
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("http://127.0.0.1:7710", ("127.0.0.1", 7710, False)),
+        ("https://gumi.example:7444/", ("gumi.example", 7444, True)),
+        ("https://gumi.example", ("gumi.example", 443, True)),
+        ("http://[::1]:80", ("::1", 80, False)),
+        ("https://[::1]", ("::1", 443, True)),
+    ],
+)
+def test_urls_of_peers(url: str, target: tuple[str, int, bool]) -> None:
+    assert parse_target(url) == target
+
+
+@pytest.mark.parametrize(
+    "url", ["", "gumi", "ftp://gumi:1", "http://", "http://:80", "https://gumi/x", "http://gumi:x"]
+)
+def test_what_is_no_url_of_a_peer(url: str) -> None:
+    with pytest.raises(ValueError, match=r"expected http|invalid literal"):
+        parse_target(url)
 
 
 def test_versions(site: LabSite, root: Root) -> None:

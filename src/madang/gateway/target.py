@@ -3,6 +3,8 @@
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+_PORTS = {"http": "80", "https": "443"}
+
 
 class Target(NamedTuple):
     """Where an upstream listens, and whether it wants TLS."""
@@ -16,10 +18,15 @@ class Target(NamedTuple):
 
 
 def parse_target(url: str) -> Target:
-    """Return what `http://host:port` or `https://host:port` names; raises ValueError when it is anything else."""
+    """Return what `http://host:port` or `https://host:port` names; raises ValueError when it is anything else.
+
+    The port may be left out where it is the scheme's own.
+    """
     scheme, _, rest = url.partition("://")
-    host, colon, port = rest.rstrip("/").rpartition(":")
-    if scheme not in ("http", "https") or not colon or not host:
+    host, _, port = rest.rstrip("/").rpartition(":")
+    if not host or port.endswith("]"):
+        host, port = rest.rstrip("/"), _PORTS.get(scheme, "")
+    if scheme not in _PORTS or not host or host.startswith(":") or "/" in host:
         raise ValueError(f"expected http://host:port or https://host:port, found {url!r}")
     return Target(host.strip("[]"), int(port), scheme == "https")
 
