@@ -99,6 +99,14 @@ class LoadedSite:
             os.kill(alive[name].pid, signal.SIGKILL)
         return found
 
+    def restart_supervisor(self) -> None:
+        """kill -9 the supervisor, wait until what it ran has ended by itself, and start another."""
+        supervisor = self._processes.pop()
+        supervisor.kill()
+        supervisor.wait(20)
+        wait_for("nothing of the site runs", lambda: not self.processes(), 30)
+        self._supervise()
+
     def restarts(self) -> dict[str, int]:
         record = json.loads((self.run_dir / RECORD_FILE).read_text())
         return {one["name"]: one["restarts"] for one in record["processes"]}
@@ -147,6 +155,9 @@ class LoadedSite:
         )
         specs = tuple(self._play_node(spec, site, engine_port) for spec in specs)
         (self.run_dir / PROGRAMS_FILE).write_bytes(encode_specs(specs))
+        self._supervise()
+
+    def _supervise(self) -> None:
         self._run("supervisor", [sys.executable, "-P", "-c", _SUPERVISE, str(self.run_dir)])
 
     def _site_settings(self) -> SiteSettings:

@@ -66,7 +66,7 @@ class OpenLoad:
 
     Attributes:
         completed: ids of requests whose answers came whole, with status 200.
-        refused: other answers, by status.
+        refused: other answers, by status and first words.
         unclear: requests whose connection was lost before the answer was whole.
         overdue: requests that had no answer within PATIENCE_S.
         offered: requests that were sent.
@@ -75,7 +75,7 @@ class OpenLoad:
     def __init__(self, port: int, requests: Sequence[bytes], rate_hz: float) -> None:
         self.port, self.requests, self.rate_hz = port, requests, rate_hz
         self.completed: list[str] = []
-        self.refused: Counter[int] = Counter()
+        self.refused: Counter[str] = Counter()
         self.unclear = self.overdue = self.offered = self.forgotten = 0
         self.free: list[_Client] = []
         self.busy: set[_Client] = set()
@@ -86,7 +86,8 @@ class OpenLoad:
         """Count an answer that is whole."""
         status = int(head[9:12])
         if status != 200:
-            self.refused[status] += 1
+            words = body.partition(b'"message":"')[2][:60].decode(errors="replace")
+            self.refused[f"{status} {words}"] += 1
         elif b"\ntransfer-encoding: chunked" in head and b"data: [DONE]" not in body:
             self.unclear += 1
         else:
