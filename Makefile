@@ -50,7 +50,7 @@ bench: bench-gateway ## every benchmark
 
 bench-gateway: $(VENV)/.dev ## what the gateway costs, beside HAProxy, vllm-router and LiteLLM
 	@scripts/make-bench-peers $(PYTHON)
-	@$(BIN)/python -m bench.gateway $(BENCH_FLAGS)
+	@$(BIN)/python -m bench.gateway --python "$$(scripts/make-bench-python $(BIN)/python)" $(BENCH_FLAGS)
 
 lock: ## resolve the dependencies anew; see CONTRIBUTING
 	@scripts/lock $(PYTHON)
