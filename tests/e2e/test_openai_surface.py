@@ -123,39 +123,3 @@ def test_streamed_calls_and_a_named_one(client):
     assert "tool_calls.function.arguments.delta" in kinds
     (call,) = final.choices[0].message.tool_calls
     assert list(json.loads(call.function.arguments)) == ["room"]
-
-
-@pytest.mark.deep
-def test_langchain(federation):
-    langchain = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
-    pydantic = pytest.importorskip("pydantic")
-    model = langchain.ChatOpenAI(
-        base_url=f"{federation.url('gwangju')}/v1",
-        api_key=federation.key("gwangju-city"),
-        model=CHAT,
-        temperature=0,
-        max_tokens=60,
-        max_retries=0,
-    )
-    assert "서울" in model.invoke(CAPITAL).content
-    assert "서울" in "".join(piece.content for piece in model.stream(CAPITAL))
-    called = model.bind_tools([TOOL], tool_choice="any").invoke("What is the temperature in room B2?")
-    assert [call["name"] for call in called.tool_calls] == ["read_temperature"]
-
-    class Place(pydantic.BaseModel):
-        """A place."""
-
-        city: str
-        is_capital: bool
-
-    for method in ("function_calling", "json_schema"):
-        place = model.with_structured_output(Place, method=method).invoke(CAPITAL)
-        assert isinstance(place, Place), method
-    responses = langchain.ChatOpenAI(
-        base_url=f"{federation.url('gwangju')}/v1",
-        api_key=federation.key("gwangju-city"),
-        model=CHAT,
-        use_responses_api=True,
-        max_retries=0,
-    )
-    assert "서울" in responses.invoke(CAPITAL).text
