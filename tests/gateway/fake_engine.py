@@ -27,7 +27,7 @@ class FakeEngine:
     die_middle: closes after two tokens.
     error_middle: reports an error inside the stream after two tokens. no_done: ends without [DONE].
     drop_after: answers, then closes the connection without having said so. wait: waits for `gate`, then answers.
-    flood: a large token as fast as the socket takes it, until left.
+    flood: a large token as fast as the socket takes it, until left. steps: waits for `step` before each token.
     """
 
     mode: str = "ok"
@@ -47,6 +47,7 @@ class FakeEngine:
 
     def __post_init__(self) -> None:
         self.gate = asyncio.Event()
+        self.step = asyncio.Semaphore(0)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -164,6 +165,8 @@ class FakeEngine:
                     return False
                 self._data(writer, json.dumps({"error": {"message": "slot lost", "code": 500}}))
                 break
+            if self.mode == "steps":
+                await self.step.acquire()
             self._token(is_chat, writer, token)
             await writer.drain()
         else:

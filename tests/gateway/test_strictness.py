@@ -262,11 +262,12 @@ def test_a_large_refused_body_does_not_lose_the_answer(site: LabSite) -> None:
     assert answer.status == 401
 
 
-def test_slow_heads_and_bodies_are_closed_in_time(site: LabSite) -> None:
-    def check(data: bytes, status: int | None, *, after_one: bool) -> None:
+@pytest.mark.parametrize("requests_before", [0, 1, 3])
+def test_slow_heads_and_bodies_are_closed_in_time(site: LabSite, requests_before: int) -> None:
+    def check(data: bytes, status: int | None) -> None:
         with closing(RawClient(site.connect())) as client:
-            if after_one:
-                client.send(b"GET /v1/models HTTP/1.1\r\n" + AUTH + b"\r\n")
+            for number in range(requests_before):
+                client.send(post(BODY, KEY) if number % 2 else b"GET /v1/models HTTP/1.1\r\n" + AUTH + b"\r\n")
                 assert client.answer().status == 200
             began = time.monotonic()
             client.send(data)
@@ -276,25 +277,46 @@ def test_slow_heads_and_bodies_are_closed_in_time(site: LabSite) -> None:
                 assert client.answer().status == status
             assert time.monotonic() - began < 2.0
 
-    for after_one in (False, True):
-        check(b"GET /v1/mod", 408, after_one=after_one)
-        check(post(BODY, KEY)[:-1], 408, after_one=after_one)
-        check(CHAT_LINE + AUTH + b"transfer-encoding: chunked\r\n\r\n5\r\nhel", 408, after_one=after_one)
-        check(b"", None, after_one=after_one)
+    check(b"GET /v1/mod", 408)
+    check(post(BODY, KEY)[:-1], 408)
+    check(CHAT_LINE + AUTH + b"transfer-encoding: chunked\r\n\r\n5\r\nhel", 408)
+    check(b"", None)
 
 
-def test_a_dripping_body_meets_the_time_limit(client: RawClient) -> None:
-    client.send(post(b"x" * 1000, KEY)[:-1000])
+DRIPS = {
+    "a head": b"GET /v1/models HTTP/1.1\r\nx-slow: ",
+    "a body": post(b"x" * 1000, KEY)[:-1000],
+    "a chunk": CHAT_LINE + AUTH + b"transfer-encoding: chunked\r\n\r\n3e8\r\n",
+}
+
+
+@pytest.mark.parametrize("requests_before", [0, 1, 3])
+@pytest.mark.parametrize("name", DRIPS)
+def test_what_drips_meets_the_time_limit(client: RawClient, name: str, requests_before: int) -> None:
+    """A byte now and then does not move the limit away."""
+    for _ in range(requests_before):
+        client.send(post(BODY, KEY))
+        assert client.answer().status == 200
+    client.send(DRIPS[name])
     began = time.monotonic()
     client.sock.settimeout(0.02)
-    while time.monotonic() - began < 5:
+    told = b""
+    while not told and time.monotonic() - began < 5:
         try:
             client.send(b"x")
-            if client.sock.recv(100):
-                break
+            told = client.sock.recv(100)
         except TimeoutError:
             continue
+    assert told.startswith(b"HTTP/1.1 408 ")
     assert time.monotonic() - began < 2.0
+
+
+def test_a_body_in_small_chunks_meets_its_limit_in_size(client: RawClient, site: LabSite) -> None:
+    head = CHAT_LINE + AUTH + b"transfer-encoding: chunked\r\n\r\n"
+    client.send(head + b"10\r\n%b\r\n" % (b"x" * 16) * 6251)
+    assert client.answer().status == 413
+    assert site.worker is not None
+    assert site.worker.bodies.bytes_held == 0
 
 
 def test_connections_over_the_limit_are_refused(site: LabSite) -> None:
