@@ -1,9 +1,16 @@
 """What a call to an upstream is made of: where to, how long, who hears of it and how it may fail."""
 
+import re
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 _PORTS = {"http": "80", "https": "443"}
+# RFC 1123 section 2.1, with the underscore that names of containers have; or an IPv6 address. Anything else raises in
+# the resolver, or would reach the Host field.
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?\Z|\[[0-9A-Fa-f:.]{{2,45}}\]\Z")
+_PORT = re.compile(r"[0-9]{1,5}\Z")
+PORT_MAX = 65_535
 
 
 class Target(NamedTuple):
@@ -23,10 +30,12 @@ def parse_target(url: str) -> Target:
     The port may be left out where it is the scheme's own.
     """
     scheme, _, rest = url.partition("://")
-    host, _, port = rest.rstrip("/").rpartition(":")
-    if not host or port.endswith("]"):
-        host, port = rest.rstrip("/"), _PORTS.get(scheme, "")
-    if scheme not in _PORTS or not host or host.startswith(":") or "/" in host:
+    rest = rest.removesuffix("/")
+    host, colon, port = rest.rpartition(":")
+    if not colon or port.endswith("]"):
+        host, port = rest, _PORTS.get(scheme, "")
+    is_port = _PORT.match(port) is not None and 0 < int(port) <= PORT_MAX
+    if scheme not in _PORTS or not is_port or not _HOST.match(host):
         raise ValueError(f"expected http://host:port or https://host:port, found {url!r}")
     return Target(host.strip("[]"), int(port), scheme == "https")
 
