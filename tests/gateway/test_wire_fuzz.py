@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from tests.gateway.odd_requests import draw_stream
 from tests.gateway.odd_responses import draw_answers
 from tests.gateway.upstream_bench import check_answers
 from tests.gateway.wire_bench import STRICTER, check, compare, read_h11, read_ours
+
+from madang.gateway.upstream_connection import HEAD_BYTES_MAX
 
 STREAMS, STREAMS_DEEP = 700, 150_000
 ANSWERS, ANSWERS_DEEP = 1000, 200_000
@@ -151,6 +154,39 @@ def test_an_answer_that_comes_out_of_turn_is_not_kept_for_the_next_request() -> 
     whole = OK + b"content-length: 1\r\n\r\na"
     answer, was_reusable = upstream_bench.read_ours([whole, whole])
     assert (answer.body, was_reusable) == (b"a", True), "and the bench sees to it that the connection is dropped then"
+
+
+CHUNKED_OK = OK + b"transfer-encoding: chunked\r\n\r\n"
+WITHOUT_END = {
+    "a field": (OK + b"x-a: ", b"a" * 1000),
+    "fields": (OK, b"x-a: %b\r\n" % (b"a" * 1000)),
+    "a trailer": (CHUNKED_OK + b"1\r\na\r\n0\r\nx-a: ", b"a" * 1000),
+    "an extension": (CHUNKED_OK + b"1;a=", b"a" * 1000),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_END)
+def test_what_surrounds_a_body_has_a_bound(name: str) -> None:
+    begin, piece = WITHOUT_END[name]
+    fed: list[bytes] = []
+
+    def endless() -> Iterator[bytes]:
+        yield begin
+        while len(fed) < 1000:
+            fed.append(piece)
+            yield piece
+
+    answer, was_reusable = upstream_bench.read_ours(endless())
+    assert "bytes of a head or a trailer" in answer.failure
+    assert not was_reusable
+    assert HEAD_BYTES_MAX < sum(map(len, fed)) < HEAD_BYTES_MAX + 3000
+
+
+def test_signs_of_life_and_long_bodies_have_none() -> None:
+    signs = [b"HTTP/1.1 102 Processing\r\n\r\n"] * 4000
+    body = [b"3e8\r\n%b\r\n" % (b"a" * 1000)] * 200
+    answer, was_reusable = upstream_bench.read_ours([*signs, CHUNKED_OK, *body, b"0\r\n\r\n"])
+    assert (answer.is_complete, len(answer.body), was_reusable) == (True, 200_000, True)
 
 
 def sweep_answers(first: int, count: int) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from madang.gateway.upstream import Call, UpstreamPool
 
 HEAD_FIELDS_MAX = 200
+HEAD_BYTES_MAX = 64 * 1024
+"""Of what comes between pieces of a body: a head, a trailer, the extensions of a chunk. The parser itself has no
+bound, and what it was sent of an unfinished field it keeps."""
 STATUS_MAX = 599
 
 
@@ -28,6 +31,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_fields",
         "_has_answer",
         "_has_heard",
+        "_head_bytes",
         "_is_interim",
         "_is_keep_alive",
         "_is_message_over",
@@ -57,6 +61,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._fields: dict[bytes, bytes] = {}
         self._is_reused = False
         self._fault = ""
+        self._head_bytes = 0
         self._has_heard = self._has_answer = False
         self._is_interim = self._is_message_over = self._is_keep_alive = False
         self._transport: asyncio.Transport
@@ -69,6 +74,7 @@ class UpstreamConnection(asyncio.Protocol):
     def begin(self, call: "Call") -> None:
         """Send a call's request."""
         self._call = call
+        self._head_bytes = 0
         self._has_heard = self._has_answer = self._is_message_over = False
         self._deadline.set(call.limits.first_byte_s, self._on_timeout)
         self._transport.write(call.request)
@@ -110,6 +116,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._drop_idle()
             return
         self._has_heard = True
+        self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
@@ -119,7 +126,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._fail(Failure.PROTOCOL, f"{self.target} sent no valid HTTP: {error}")
             return
         pieces = self._pieces
-        if self._fault:
+        if self._find_fault():
             pieces.clear()
             self._fail(Failure.PROTOCOL, f"{self.target} sent {self._fault}")
             return
@@ -134,6 +141,14 @@ class UpstreamConnection(asyncio.Protocol):
             self._finish(call)
         elif self._has_answer and not call.is_paused:
             self._deadline.set(call.limits.stall_s, self._on_timeout)
+
+    def _find_fault(self) -> str:
+        """Return what is wrong with the answer so far; empty while nothing is."""
+        if self._pieces or self._is_message_over:
+            self._head_bytes = 0
+        elif self._head_bytes > HEAD_BYTES_MAX:
+            self._fault = f"more than {HEAD_BYTES_MAX} bytes of a head or a trailer"
+        return self._fault
 
     def eof_received(self) -> bool:
         """Let the transport close."""
@@ -174,6 +189,7 @@ class UpstreamConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Tell the receiver of the head."""
         call = self._call
+        self._head_bytes = 0
         if call is None or self._fault:
             return
         status = self._parser.get_status_code()
