@@ -154,6 +154,16 @@ def test_keys_are_bounded_and_old_ones_swept(tmp_path: Path, clock: FakeClock) -
             table.claim(errand(0), key, b"")
 
 
+@pytest.mark.parametrize("is_completed", [False, True])
+def test_a_key_that_cannot_be_forgotten_costs_no_answer(tmp_path: Path, clock: FakeClock, is_completed: bool) -> None:
+    claim = OnceTable(tmp_path / "once", clock).claim(errand(1), b"k", b"body")
+    (path,) = (tmp_path / "once").iterdir()
+    path.unlink()
+    path.mkdir()  # what may not be removed, not even by root
+    claim.settle(is_completed=is_completed)
+    claim.settle(is_completed=is_completed)
+
+
 def _claim_and_die(folder: Path) -> None:
     OnceTable(folder, FakeClock()).claim(errand(1), b"k", b"body")
     os._exit(1)

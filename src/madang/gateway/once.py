@@ -64,8 +64,10 @@ class Claim:
             else:
                 self._path.unlink(missing_ok=True)
         except OSError:
-            # A full or broken disk forgets a key: the next request of that key runs, which is what it is for.
-            self._path.unlink(missing_ok=True)
+            # A full or broken disk forgets a key, if it lets itself be told so: the next request of that key runs,
+            # which is what it is for. The answer under way must not be lost over it.
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
         finally:
             os.close(handle)
 
