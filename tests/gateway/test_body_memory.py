@@ -1,11 +1,17 @@
 """What a worker holds of bodies and of answers on their way, whatever clients do."""
 
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 from tests.gateway.lab import CITY, Lab, LabSite, wait_until
 from tests.gateway.raw import RawClient, chat_body, post
+from tests.gateway.wire_bench import LIMITS, FakeClock, FakeLoop, FakeTransport, Recorder
+
+from madang.gateway.body_pool import BodyPool
+from madang.gateway.http1 import ServerConnection
+from madang.gateway.port import Port
 
 KEY = CITY.key
 POOL_BYTES, BODY_BYTES_MAX = 100_000, 60_000
@@ -126,3 +132,30 @@ def test_an_answer_that_is_read_slowly_is_held_back_at_the_engine(lab: Lab, site
             most = max(most, engine.sent_bytes - read)
     assert most < 16 * 1024 * 1024
     wait_until(lambda: engine.active == 0, "the engine is left")
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_body_in_tiny_pieces_weighs_no_more_than_in_one(is_chunked: bool) -> None:
+    """Held one by one, pieces of two bytes would weigh twenty times as much as they are counted for."""
+    recorder = Recorder(is_late=False)
+    port = Port(FakeLoop(), FakeClock(), recorder, LIMITS, lambda _status: None, BodyPool(LIMITS.body_bytes_max))
+    connection = ServerConnection(port)
+    connection.connection_made(FakeTransport())
+    size = LIMITS.body_bytes_max
+    framing = b"transfer-encoding: chunked" if is_chunked else b"content-length: %d" % size
+    connection.data_received(b"POST / HTTP/1.1\r\nhost: x\r\n%b\r\n\r\n" % framing)
+    tracemalloc.start()
+    try:
+        for number in range(size // 2):
+            piece = number.to_bytes(2, "big")
+            connection.data_received(b"2\r\n%b\r\n" % piece if is_chunked else piece)
+            if number == size // 2 - 2:
+                held_bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    if is_chunked:
+        connection.data_received(b"0\r\n\r\n")
+    assert held_bytes < 2 * size
+    (taken,) = recorder.taken
+    assert taken.body == b"".join(number.to_bytes(2, "big") for number in range(size // 2))
+    connection.connection_lost(None)

@@ -33,6 +33,8 @@ PIPELINE_BYTES_MAX = 64 * 1024
 """What a client may send ahead of the answer it waits for, before reading from it stops."""
 EMPTY_LINES_MAX = 4
 """RFC 9112 section 2.2 asks to ignore an empty line before a request; not any number of them."""
+PIECES_MAX = 64
+"""Of a body that is held; more are joined, since a piece of two bytes weighs twenty times as much as they do."""
 LINGER_S = 2.0
 LINGER_BYTES_MAX = 64 * 1024 * 1024
 TLS_END_S = 5.0
@@ -85,7 +87,7 @@ class ServerConnection(asyncio.Protocol):
         self._buffer = b""
         self._scanned = 0
         self._empty_lines = 0
-        self._body: list[bytes] = []
+        self._body: list[bytes | bytearray] = []
         self._body_left = self._held_bytes = 0
         self._decoder: ChunkedDecoder | None = None
         self._exchange: Exchange | None = None
@@ -266,7 +268,8 @@ class ServerConnection(asyncio.Protocol):
         if self._decoder is not None:
             pieces, rest = self._decoder.feed(data)
             self._hold(sum(map(len, pieces)))
-            self._body += pieces
+            if pieces:
+                self._keep(b"".join(pieces))
             if self._decoder.is_done:
                 self._end_body(rest)
             else:
@@ -275,18 +278,31 @@ class ServerConnection(asyncio.Protocol):
         left = self._body_left
         self._hold(min(len(data), left))
         if len(data) < left:
-            self._body.append(data)
+            self._keep(data)
             self._body_left = left - len(data)
             self._hand_on()
             return
-        self._body.append(data[:left])
+        self._keep(data[:left])
         self._end_body(data[left:])
+
+    def _keep(self, data: bytes) -> None:
+        body = self._body
+        body.append(data)
+        if len(body) > PIECES_MAX:
+            whole = body[0] if isinstance(body[0], bytearray) else bytearray(body[0])
+            for piece in body[1:]:
+                whole += piece  # grows in steps, so that a body costs what it weighs and not its square
+            self._body = [whole]
+
+    def _joined(self) -> bytes:
+        body = self._body
+        return body[0] if len(body) == 1 and isinstance(body[0], bytes) else b"".join(body)
 
     def _hand_on(self) -> None:
         """Pass on what came of an upload; any other body is kept until it is whole."""
         exchange = self._exchange
         if exchange is not None and exchange.upload is not None and self._body:
-            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            body = self._joined()
             self._body.clear()
             exchange.upload.on_piece(body)
 
@@ -304,7 +320,7 @@ class ServerConnection(asyncio.Protocol):
         self._deadline.clear()
         self._state = _BUSY
         self._buffer = rest
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        body = self._joined()
         self._body.clear()
         self._decoder = None
         if exchange.upload is None:
