@@ -177,6 +177,25 @@ def test_a_client_that_leaves_is_recorded(site: LabSite) -> None:
     assert wait_for(site, 1)[0].status == 499
 
 
+@pytest.mark.parametrize(
+    ("framing", "body", "status"),
+    [
+        ("content-length: 999999999", b"", 413),
+        ("transfer-encoding: chunked", b"fffffff\r\nx", 413),
+        ("transfer-encoding: chunked", b"x\r\n", 400),
+    ],
+)
+def test_a_body_that_is_refused_is_recorded_as_it_was_answered(
+    site: LabSite, framing: str, body: bytes, status: int
+) -> None:
+    with site.connect() as client:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {CITY.key}\r\n"
+        client.sendall(f"{head}{framing}\r\n\r\n".encode() + body)
+        assert client.recv(100).startswith(f"HTTP/1.1 {status} ".encode())
+    (one,) = wait_for(site, 1)
+    assert (one.status, one.tenant_id) == (status, CITY.name)
+
+
 # --- refusals in bursts
 
 

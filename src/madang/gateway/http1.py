@@ -444,6 +444,7 @@ class ServerConnection(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         self.write(self.head_bytes(error.status, fields, True, False) + b"\r\n" + body)
         if exchange is not None:
+            exchange.tell_access(error.status)
             exchange.leave()
         self._linger()
 
