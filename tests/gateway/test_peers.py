@@ -249,6 +249,37 @@ def test_giving_up_supersedes_an_attempt_of_unknown_fate(lab: Lab, sites: list[L
     assert (event.outcome, event.attempt, event.prompt_tokens, event.completion_tokens) == (Outcome.ABANDONED, 2, 0, 0)
 
 
+class Fickle(Hole):
+    """A fake peer that answers the first request it gets, takes the second one whole, and is gone without a word."""
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+            self.taken += 1
+            if self.taken > 1:
+                break
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}")
+        self._server.close()
+        writer.close()
+
+
+def test_a_request_sent_again_on_a_new_connection_may_have_run_the_first_time(lab: Lab, sites: list[LabSite]) -> None:
+    entry = sites[0]
+    peer = lab.run(Fickle().start())
+    lab.engines.append(peer)  # stopped with the engines
+    entry.peer_urls["gumi"] = f"http://127.0.0.1:{peer.port}"
+    entry.refresh()
+    assert entry.chat(PARTS).json == {}
+    answer = entry.chat(PARTS)
+    assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
+    assert peer.taken == 2
+    assert entry.worker is not None
+    assert entry.worker.meter.upstream_stale == 1, "it is counted"
+    (event,) = entry.events()
+    assert (event.outcome, event.attempt, event.completion_tokens) == (Outcome.ABANDONED, 2, 0)
+
+
 def test_a_peer_that_breaks_in_mid_stream(lab: Lab, sites: list[LabSite]) -> None:
     entry = sites[0]
     lab.engines[0].mode = "die_middle"

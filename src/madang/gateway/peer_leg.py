@@ -228,6 +228,8 @@ class PeerLeg:
             self._call.cancel()
 
     def _fail(self, failure: AttemptFailure, reason: str) -> None:
+        if self._call is not None and self._call.is_resent and not failure.may_have_run:
+            failure = AttemptFailure.CLOSED  # what became of it the first time is not known
         self._stop()
         self._journey.attempt_failed(failure, reason)
 

@@ -22,16 +22,33 @@ SWEEP_PERIOD_S = 5.0
 class Call:
     """One request to one upstream."""
 
-    __slots__ = ("_connection", "_is_over", "_pool", "_task", "is_paused", "limits", "receiver", "request", "target")
+    __slots__ = (
+        "_connection",
+        "_is_over",
+        "_pool",
+        "_task",
+        "is_paused",
+        "is_resent",
+        "limits",
+        "receiver",
+        "request",
+        "target",
+    )
 
     def __init__(
         self, pool: "UpstreamPool", target: Target, request: bytes, receiver: Receiver, limits: TimeLimits
     ) -> None:
+        """Make a call that is not under way yet.
+
+        Attributes:
+            is_paused: its reader takes nothing now.
+            is_resent: it was sent before, on a connection that closed without a word: the upstream may know it.
+        """
         self._pool = pool
         self._connection: UpstreamConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_over = False
-        self.is_paused = False
+        self.is_paused = self.is_resent = False
         self.target = target
         self.request = request
         self.receiver = receiver
@@ -73,6 +90,7 @@ class Call:
     def restart(self) -> None:
         """The pooled connection had been closed by the upstream: use a fresh one."""
         self._connection = None
+        self.is_resent = True
         self._pool.open(self)
 
     def end(self) -> None:
