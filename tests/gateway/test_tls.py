@@ -1,8 +1,10 @@
 """TLS on the tenants' and the peers' port: who is let in, what is shown, and what a new certificate changes."""
 
+import random
 import shutil
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -225,6 +227,36 @@ def test_handshakes_at_once_are_bounded_and_the_rest_waits(site: LabSite, root: 
         assert site.worker.meter.handshakes["timeout"] >= 4, "two at a time hung until their time was up"
     for one in silent:
         one.close()
+
+
+def hello_of(context: ssl.SSLContext) -> bytes:
+    """The first bytes of a client."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
+def test_no_beginning_of_a_connection_ends_the_worker(lab: Lab, site: LabSite, root: Root) -> None:
+    """Whatever a handshake raises is that connection's end alone, be it cut at any byte, changed or reset."""
+    hello = hello_of(root.client())
+    rng = random.Random(7)
+    for number in range(300):
+        data = bytearray(hello[: rng.randrange(len(hello) + 1)] if number % 3 else hello)
+        for _ in range(rng.randrange(4) if data else 0):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        if number % 7 == 0:
+            data = bytearray(rng.randbytes(rng.randrange(600)))
+        with closing(site.connect("tenant-tls")) as client:
+            client.sendall(data)
+            if number % 2:  # a reset instead of an orderly end
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with closing(secure(site, root.client())) as good:
+        client = RawClient(good)
+        client.send(post(chat_body(), CITY.key))
+        assert client.answer().status == 200
+    assert site.chat(CITY).status == 200
 
 
 def test_a_client_that_never_reads_is_bounded_and_closed(lab: Lab, site: LabSite, root: Root) -> None:
