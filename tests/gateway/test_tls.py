@@ -308,6 +308,19 @@ def test_a_peer_that_nobody_vouches_for_is_not_asked(lab: Lab, root: Root, tmp_p
     assert "verify" in entry.log.named("gateway_route_failing")[0]["reason"]
 
 
+def test_roots_that_are_missing_cost_that_peer_alone(lab: Lab, tmp_path: Path) -> None:
+    entry, serving = lab.site("daegu"), lab.site("gumi")
+    serving.add_replica(lab.engine())
+    entry.peers = ["gumi"]
+    entry.peer_urls = {"gumi": "https://localhost:1"}
+    lab.start(entry, peer_ca_file=tmp_path / "nowhere.pem")
+    assert entry.chat(CITY).error["code"] == "no_replica"
+    assert "nowhere.pem" in entry.log.named("gateway_route_failing")[0]["reason"]
+    entry.add_replica(lab.engine())
+    entry.refresh()
+    assert entry.chat(CITY).status == 200
+
+
 # --- pairs that are refused
 
 

@@ -9,6 +9,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 
+from madang.core import Rejected
 from madang.gateway.metrics import Meter
 from madang.gateway.target import Failure, Receiver, Target, TimeLimits
 from madang.gateway.upstream_connection import UpstreamConnection
@@ -126,7 +127,7 @@ class UpstreamPool:
             meter: counts connections, reuse and stale ones.
             connect_timeout_s: limit of one connect, a handshake of TLS included.
             connections_max: open at once, idle ones and those being opened included.
-            context: returns how certificates are judged; asked once, when first needed.
+            context: returns how certificates are judged; asked when first needed, and again while it raises Rejected.
         """
         self.loop = loop
         self.meter = meter
@@ -177,6 +178,8 @@ class UpstreamPool:
             call.fail(Failure.CONNECT, f"no connection to {call.target} within {self._connect_timeout_s:g} s")
         except OSError as error:
             call.fail(Failure.CONNECT, f"no connection to {call.target}: {error.strerror or error}")
+        except Rejected as error:  # the file of roots cannot be used now
+            call.fail(Failure.CONNECT, f"no connection to {call.target}: {error.message}")
         else:
             self.meter.upstream_opened += 1
             if call.is_over:
