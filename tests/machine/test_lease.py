@@ -6,7 +6,8 @@ from tests.machine.lease_world import COST_MAX, Machine, World
 
 from madang.core import Rejected
 from madang.machine.lease import Ask, HubPot, Plan, SitePot, answer, hand_back, issue, note_worker, take_grant
-from madang.machine.lease_periods import Period, label_of, labels_ahead, span_of
+from madang.machine.lease_periods import label_of, labels_ahead, span_of
+from madang.model.lease import Period
 
 SCHEDULES = 1200
 STEPS = 100

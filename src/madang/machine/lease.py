@@ -17,7 +17,7 @@ A holder is a site in one life of its database: a site that lost its database st
 life held counts as spent.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 
 import msgspec
@@ -244,6 +244,16 @@ def note_worker(pot: SitePot, life: str, *, returned: int, spent: int) -> SitePo
         return pot
     changed = msgspec.structs.replace(share, returned=returned, spent=spent)
     return msgspec.structs.replace(pot, shares={**pot.shares, life: changed})
+
+
+def write_off(pot: SitePot, lives: Collection[str]) -> SitePot:
+    """Return the pot with everything spent that workers' lives hold whose tables are gone: nobody can know better."""
+    lost = {
+        life: msgspec.structs.replace(share, spent=max(share.spent, share.held))
+        for life, share in pot.shares.items()
+        if life not in lives and share.spent < share.held
+    }
+    return msgspec.structs.replace(pot, shares={**pot.shares, **lost}) if lost else pot
 
 
 def issue(pot: SitePot, life: str, amount: int) -> SitePot:

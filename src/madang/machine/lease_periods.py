@@ -1,15 +1,13 @@
 """Which pots an account has: its periods in Korean time, the present one and those granted in advance.
 
-Owns names and instants of periods and the key of a pot. Refuses to know money and clocks. Called by the lease shells
+Owns names and instants of periods. Refuses to know money and clocks. Called by the lease shells
 of hub and site and by the worker's purse.
 """
 
 from collections.abc import Iterator
-from enum import StrEnum
-
-import msgspec
 
 from madang.core import Rejected
+from madang.model.lease import Period
 from madang.policy.pricing import day_start_s, kst_day, kst_month, month_span_s
 
 DAY_S = 86_400.0
@@ -18,41 +16,6 @@ HOME_MONTHS_AHEAD = 2
 """For how long a site can be cut off before the budgets of those who live there end: a month."""
 SHARED_AHEAD = 1
 """Of budgets that several sites share, the next period's first share is granted in advance, and no more."""
-
-
-class Scope(StrEnum):
-    """Whose account it is."""
-
-    TENANT = "tenant"
-    PROJECT = "project"
-
-
-class Period(StrEnum):
-    """How long a budget lasts."""
-
-    DAY = "day"
-    MONTH = "month"
-
-
-class PotKey(msgspec.Struct, frozen=True, kw_only=True, order=True):
-    """Names one budget of one account in one period.
-
-    Attributes:
-        account: id of the tenant or project.
-        label: `YYYY-MM-DD` or `YYYY-MM`, Korean time.
-        is_overdraw: what class `clinical` may spend beyond the tenant's and its projects' budgets of that period.
-    """
-
-    scope: Scope
-    account: str
-    period: Period
-    label: str
-    is_overdraw: bool = False
-
-    @property
-    def text(self) -> str:
-        """The key in one word, for tables."""
-        return f"{self.scope}/{self.account}/{self.period}/{self.label}" + ("/overdraw" if self.is_overdraw else "")
 
 
 def label_of(period: Period, wall_s: float) -> str:
