@@ -127,8 +127,12 @@ PATHS = [
     ("POST", "/api/v1/sites"),
     ("POST", "/api/v1/sites/daegu/revoke"),
     ("GET", "/api/v1/tenants"),
+    ("GET", "/api/v1/projects"),
+    ("POST", "/api/v1/projects"),
     ("GET", "/api/v1/keys"),
     ("POST", "/api/v1/keys"),
+    ("GET", "/api/v1/tariffs"),
+    ("POST", "/api/v1/tariffs"),
     ("GET", "/api/v1/models"),
     ("GET", "/api/v1/services"),
     ("GET", "/api/v1/nodes"),
@@ -232,7 +236,8 @@ def test_the_document_names_every_route_and_every_body(unchanged):
     for method, path in PATHS:
         generic = path.replace("/sites/daegu/", "/sites/{name}/")
         assert method.lower() in document["paths"][generic]
-    for name in ("Tenant", "Residency", "Service", "CatalogEntry", "Enrolment", "KeyRequest"):
+    named = "Tenant Residency Budget Project Service CatalogEntry Enrolment KeyRequest KeyLimits TariffRequest"
+    for name in named.split():
         assert document["components"]["schemas"][name]["type"] == "object"
 
 

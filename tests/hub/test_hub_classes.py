@@ -17,9 +17,9 @@ from tests.hub.test_hub_facts import (  # noqa: F401 - fixtures
 )
 
 from madang.core import Rejected
-from madang.hub import desired_store, facts_admin
+from madang.hub import desired_store, facts_admin, keys_admin
 from madang.hub.enrolment import set_data_class
-from madang.hub.facts_admin import KeyRequest
+from madang.hub.keys_admin import KeyRequest
 from madang.hub.tables import DESIRED_ITEM
 from madang.model import ApiKey, DataClass, Residency, ResidencyScope, Service
 
@@ -63,7 +63,7 @@ def test_a_site_cannot_mark_itself_and_enrolling_again_keeps_its_mark(change, en
 
 def test_keys_carry_what_their_tenant_says_and_follow_it(store, change, three_sites):  # noqa: F811
     put_tenant(change, CLINIC)
-    change(lambda c: facts_admin.create_key(c, KeyRequest(tenant_id="clinic", key_id="k"), ENTROPY))
+    change(lambda c: keys_admin.create_key(c, KeyRequest(tenant_id="clinic", key_id="k"), ENTROPY))
 
     def key(site):
         return msgspec.json.decode(held(store, site)["key", "k"].spec, type=ApiKey)
@@ -78,7 +78,7 @@ def test_keys_carry_what_their_tenant_says_and_follow_it(store, change, three_si
 
 def test_a_database_of_an_older_release_is_planned_anew(store, change, three_sites):  # noqa: F811
     put_tenant(change, CLINIC)
-    change(lambda c: facts_admin.create_key(c, KeyRequest(tenant_id="clinic", key_id="k"), ENTROPY))
+    change(lambda c: keys_admin.create_key(c, KeyRequest(tenant_id="clinic", key_id="k"), ENTROPY))
     old = msgspec.json.decode(held(store, "gumi")["key", "k"].spec)
     del old["data_class"], old["is_redirect_wanted"]
     spec = msgspec.json.encode(old).decode()

@@ -7,11 +7,11 @@ import pytest
 import sqlalchemy as sa
 
 from madang.core import Conflict, Rejected
-from madang.hub import desired_store, facts_admin
+from madang.hub import desired_store, facts_admin, keys_admin
 from madang.hub.audit import read_audit
 from madang.hub.claims import merge_claims, read_claims
 from madang.hub.enrolment import USERS_PER_SITE_MAX, Enrolment, enrol_site, revoke_site, set_cordon
-from madang.hub.facts_admin import KeyExpiry, KeyRequest
+from madang.hub.keys_admin import KeyExpiry, KeyRequest
 from madang.hub.seeds import compose_account
 from madang.hub.tables import API_KEY, DESIRED_ITEM
 from madang.model import (
@@ -81,13 +81,13 @@ def test_a_tenant_reaches_only_where_it_may(store, change, three_sites):
 
 def test_moving_a_tenant_leaves_a_tombstone_where_it_was_and_moves_its_keys(store, change, three_sites):
     put_tenant(change, CLINIC)
-    key = change(lambda c: facts_admin.create_key(c, KeyRequest(tenant_id="clinic"), ENTROPY))
+    key = change(lambda c: keys_admin.create_key(c, KeyRequest(tenant_id="clinic"), ENTROPY))
     moved = msgspec.structs.replace(CLINIC, residency=Residency(scope=ResidencyScope.REGION, places=("honam",)))
     put_tenant(change, moved, may_replace=True)
     assert ("tenant", "clinic") not in held(store, "daegu")
     assert ("tenant", "clinic") in held(store, "gwangju")
     graves = [i for i in store.write_now(lambda c: desired_store.read_items(c, "daegu")) if i.is_deleted]
-    assert [(item.kind, item.item_id) for item in graves] == [("tenant", "clinic")]
+    assert {(item.kind, item.item_id) for item in graves} == {("key_policy", key.key_id), ("tenant", "clinic")}
     for site in generations(store):
         spec = msgspec.json.decode(held(store, site)["key", key.key_id].spec, type=ApiKey)
         assert spec.residency.places == ("honam",)
@@ -95,7 +95,7 @@ def test_moving_a_tenant_leaves_a_tombstone_where_it_was_and_moves_its_keys(stor
 
 def test_a_key_is_shown_once_and_kept_nowhere(store, change, three_sites, tmp_path):
     put_tenant(change, CLINIC)
-    made = change(lambda c: facts_admin.create_key(c, KeyRequest(tenant_id="clinic", key_id="front"), ENTROPY))
+    made = change(lambda c: keys_admin.create_key(c, KeyRequest(tenant_id="clinic", key_id="front"), ENTROPY))
     assert made.api_key.startswith("mdg_front_")
     assert len(made.api_key) == len("mdg_front_") + 43
     spec = msgspec.json.decode(held(store, "gwangju")["key", "front"].spec, type=ApiKey)
@@ -107,10 +107,10 @@ def test_a_key_is_shown_once_and_kept_nowhere(store, change, three_sites, tmp_pa
 
 def test_revoking_and_expiring_reach_every_site_and_repeat_without_effect(store, change, three_sites):
     put_tenant(change, CLINIC)
-    change(lambda c: facts_admin.create_key(c, KeyRequest(tenant_id="clinic", key_id="k"), ENTROPY))
+    change(lambda c: keys_admin.create_key(c, KeyRequest(tenant_id="clinic", key_id="k"), ENTROPY))
     for _ in range(2):
-        change(lambda c: facts_admin.set_key_expiry(c, "k", KeyExpiry(expires_at_s=500.0)))
-        change(lambda c: facts_admin.revoke_key(c, "k"))
+        change(lambda c: keys_admin.set_key_expiry(c, "k", KeyExpiry(expires_at_s=500.0)))
+        change(lambda c: keys_admin.revoke_key(c, "k"))
     for site in generations(store):
         spec = msgspec.json.decode(held(store, site)["key", "k"].spec, type=ApiKey)
         assert (spec.is_revoked, spec.expires_at_s) == (True, 500.0)
@@ -170,9 +170,9 @@ def test_a_tenant_with_keys_or_services_stays_until_they_are_gone(store, change,
     put_tenant(change, CLINIC)
     change(lambda c: facts_admin.put_model(c, MODEL))
     change(lambda c: facts_admin.put_service(c, Service(name="chat", model="qwen2.5", tenants=("clinic",))))
-    change(lambda c: facts_admin.create_key(c, KeyRequest(tenant_id="clinic", key_id="k"), ENTROPY))
+    change(lambda c: keys_admin.create_key(c, KeyRequest(tenant_id="clinic", key_id="k"), ENTROPY))
     for match, step in (
-        ("not revoked", lambda c: facts_admin.revoke_key(c, "k")),
+        ("not revoked", lambda c: keys_admin.revoke_key(c, "k")),
         ("service chat", lambda c: facts_admin.delete_service(c, "chat")),
     ):
         with pytest.raises(Conflict, match=match):
@@ -259,7 +259,7 @@ def test_a_model_in_use_stays_and_bad_ones_are_refused(change, three_sites):
 
 def test_keys_of_nobody_expired_keys_and_taken_ids_are_refused(change):
     put_tenant(change, CLINIC)
-    change(lambda c: facts_admin.create_key(c, KeyRequest(tenant_id="clinic", key_id="k"), ENTROPY))
+    change(lambda c: keys_admin.create_key(c, KeyRequest(tenant_id="clinic", key_id="k"), ENTROPY))
     for request, error in (
         (KeyRequest(tenant_id="nobody"), NotFound),
         (KeyRequest(tenant_id="clinic", expires_at_s=999.0), Rejected),
@@ -267,7 +267,7 @@ def test_keys_of_nobody_expired_keys_and_taken_ids_are_refused(change):
         (KeyRequest(tenant_id="clinic", key_id="k"), Conflict),
     ):
         with pytest.raises(error):
-            change(lambda c, request=request: facts_admin.create_key(c, request, ENTROPY))
+            change(lambda c, request=request: keys_admin.create_key(c, request, ENTROPY))
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_a_partial_plan_equals_the_whole(store, change, three_sites):
     change(lambda c: facts_admin.put_model(c, MODEL))
     change(lambda c: facts_admin.put_service(c, Service(name="ward", model="qwen2.5", tenants=("clinic",))))
     for number in range(20):
-        change(lambda c, n=number: facts_admin.create_key(c, KeyRequest(tenant_id="city", key_id=f"k{n}"), ENTROPY))
+        change(lambda c, n=number: keys_admin.create_key(c, KeyRequest(tenant_id="city", key_id=f"k{n}"), ENTROPY))
     change(lambda c: facts_admin.delete_service(c, "ward"))
     assert store.write_now(lambda c: desired_store.replan(c, 2000.0)) == {}
 

@@ -10,6 +10,7 @@ from tests.hub.hub_harness import DEADLINE_S, connected, enrol, fails_to_arrive,
 from madang.core import Unavailable
 from madang.runtime.bus import NoResponders
 from madang.wire.bus import CommandReply, encode
+from madang.wire.leases import LeaseAsk, decode_answer, encode_lease
 
 pytestmark = pytest.mark.peer
 
@@ -46,7 +47,8 @@ async def probe_everything(folder):
         eyes, a, b = hub.bus(), leaf_a.bus(), leaf_b.bus()
         seen = eyes.listen(">", pending_max=10000)
         spied = [
-            a.listen(s, pending_max=1000) for s in ("cmd.site_b.>", "$KV.>", "hb.*", "status.>", "reply.>", "usage.>")
+            a.listen(s, pending_max=1000)
+            for s in ("cmd.site_b.>", "$KV.>", "hb.*", "status.>", "reply.>", "usage.>", "lease.>")
         ]
         spied_inbox = a.listen("_INBOX.site_b.>", pending_max=1000)
         a_commands = a.listen("cmd.site_a.>", pending_max=10)
@@ -60,6 +62,7 @@ async def probe_everything(folder):
             await eyes.publish("cmd.site_b.secret", b"secret")
             await b.publish("hb.site_b", b"secret")
             await b.publish("status.site_b.observed", b"secret")
+            await b.publish("lease.site_b", b"secret")
             await eyes.publish("$KV.desired.site_b.key.k9", b"secret")
             await eyes.publish("_INBOX.site_b.x", b"secret")
             for inbox in [*spied, spied_inbox]:
@@ -75,6 +78,8 @@ async def may_do_its_own(hub, eyes, a, b, a_commands, a_digests):
     await b.publish("digest.site_b", b"load of b")
     async with asyncio.timeout(3):
         assert (await a_digests.next()).data == b"load of b"
+    ask = encode_lease(LeaseAsk(site="site_a", life="1", pots=()))
+    assert decode_answer((await a.request("lease.site_a", ask, timeout_s=3)).data).life == "1"
     answers = asyncio.create_task(hub_asks(eyes, a, a_commands))
     assert await answers == CommandReply(is_ok=True)
 
@@ -97,6 +102,8 @@ async def cannot_say_as_b(eyes, a, seen):
         "hb.site_b",
         "digest.site_b",
         "reply.site_b.n1",
+        "lease.site_b",
+        "lease.site_a.more",
         "cmd.site_b.resync",
         "cmd.site_a.resync",
         "$KV.desired.site_b.key.k1",

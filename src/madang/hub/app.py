@@ -15,15 +15,16 @@ from fastapi import FastAPI
 
 import madang
 from madang.core import Clock, Entropy, MadangError, Unavailable
-from madang.hub.api import catalog, records, sites, tenancy
+from madang.hub.api import catalog, money, records, sites, tenancy
 from madang.hub.claims import merge_claims
 from madang.hub.desired_store import read_live_generations, replan
 from madang.hub.enrolment import Enrolment, SiteGrade
-from madang.hub.facts_admin import KeyExpiry, KeyRequest
+from madang.hub.keys_admin import KeyExpiry, KeyLimits, KeyRequest
 from madang.hub.observed import SiteState
 from madang.hub.parts import HubParts, database_url, make_parts
+from madang.hub.prices_admin import TariffRequest
 from madang.hub.settings import HubSettings
-from madang.model import CatalogEntry, Service, Tenant
+from madang.model import CatalogEntry, Project, Service, Tenant
 from madang.runtime.admin_http import AdminServer, make_admin_app
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.settings import load_settings
@@ -87,6 +88,7 @@ async def _run_parts(parts: HubParts, server: AdminServer) -> None:
         "heartbeats": parts.heartbeats.run(),
         "statuses": parts.statuses.run(),
         "ingest": parts.ingest.run(),
+        "leases": parts.leases.run(),
         "gauges": _show_gauges(parts),
         "server": server.wait(),
     }
@@ -128,7 +130,8 @@ def find_problems(parts: HubParts) -> list[str]:
 
 def make_app(parts: HubParts) -> FastAPI:
     """Return the admin API."""
-    modules = (sites, tenancy, catalog, records)
+    modules = (sites, tenancy, money, catalog, records)
+    bodies = (Enrolment, SiteGrade, Tenant, Project, KeyRequest, KeyLimits, KeyExpiry, TariffRequest)
     return make_admin_app(
         title="Madang hub",
         version=madang.__version__,
@@ -138,5 +141,5 @@ def make_app(parts: HubParts) -> FastAPI:
         find_problems=lambda: find_problems(parts),
         routers=[module.make_router(parts) for module in modules],
         open_routers=[records.make_artifact_router(parts)],
-        structs=(Enrolment, SiteGrade, Tenant, KeyRequest, KeyExpiry, CatalogEntry, Service),
+        structs=(*bodies, CatalogEntry, Service),
     )

@@ -7,6 +7,7 @@ and by enrolment.
 from collections.abc import Callable
 from typing import TypeVar
 
+import msgspec
 import sqlalchemy as sa
 
 from madang.core import Clock
@@ -42,6 +43,17 @@ class Change:
     def audit(self, action: str, target: str, detail: object) -> None:
         """Add an audit row."""
         append_audit(self.connection, at_s=self.now_s, actor=self._actor, action=action, target=target, detail=detail)
+
+    def write_fact(
+        self, table: sa.Table, column: sa.Column[str], value: str, fact: msgspec.Struct, **extra: object
+    ) -> None:
+        """Store a fact under its id, new or replaced, with columns that queries need beside it."""
+        spec = msgspec.json.encode(fact, order="deterministic").decode()
+        done = self.connection.execute(table.update().where(column == value).values(spec=spec, **extra))
+        if done.rowcount == 0:
+            self.connection.execute(
+                table.insert().values({column.name: value, "spec": spec, "created_at_s": self.now_s, **extra})
+            )
 
     def finish(self) -> None:
         """Plan what was touched; part of the same transaction."""

@@ -11,13 +11,27 @@ import msgspec
 import sqlalchemy as sa
 
 from madang.core import Rejected, ServiceName, SiteId
-from madang.hub.tables import API_KEY, DESIRED_ITEM, MODEL, SERVICE, SITE, SITE_GENERATION, TENANT
-from madang.model import ApiKey, CatalogEntry, Service, Site, Tenant
+from madang.hub.tables import (
+    API_KEY,
+    DESIRED_ITEM,
+    KEY_POLICY,
+    MODEL,
+    PROJECT,
+    SERVICE,
+    SITE,
+    SITE_GENERATION,
+    TARIFF,
+    TENANT,
+)
+from madang.model import ApiKey, CatalogEntry, KeyPolicy, Project, Service, Site, Tariff, Tenant
 from madang.policy.desired import (
     KIND_ASSIGNMENT,
     KIND_KEY,
+    KIND_KEY_POLICY,
     KIND_MODEL,
+    KIND_PROJECT,
     KIND_SERVICE,
+    KIND_TARIFF,
     KIND_TENANT,
     Fact,
     HubFacts,
@@ -61,8 +75,9 @@ def read_models(connection: sa.Connection, ids: Iterable[str] | None = None) -> 
 
 
 def read_keys(connection: sa.Connection, ids: Iterable[str] | None = None) -> tuple[ApiKey, ...]:
-    """Return keys by id, each with its tenant's residency; all of them without `ids`."""
+    """Return keys by id, each with what is copied from its tenant; all of them without `ids`."""
     rows = _select_in(connection, API_KEY, API_KEY.c.key_id, ids)
+    limited = {row.key_id for row in _select_in(connection, KEY_POLICY, KEY_POLICY.c.key_id, ids)}
     tenants = {tenant.tenant_id: tenant for tenant in read_tenants(connection, {row.tenant_id for row in rows})}
     return tuple(
         ApiKey(
@@ -74,9 +89,35 @@ def read_keys(connection: sa.Connection, ids: Iterable[str] | None = None) -> tu
             is_redirect_wanted=tenants[row.tenant_id].is_redirect_wanted,
             expires_at_s=row.expires_at_s,
             is_revoked=row.is_revoked,
+            has_policy=row.key_id in limited,
         )
         for row in rows
     )
+
+
+def read_projects(connection: sa.Connection, ids: Iterable[str] | None = None) -> tuple[Project, ...]:
+    """Return projects by id; all of them without `ids`."""
+    rows = _select_in(connection, PROJECT, PROJECT.c.project_id, ids)
+    return tuple(msgspec.json.decode(row.spec, type=Project) for row in rows)
+
+
+def read_projects_of(connection: sa.Connection, tenant_ids: Iterable[str]) -> tuple[Project, ...]:
+    """Return the projects of some tenants, by tenant and id."""
+    rows = _select_in(connection, PROJECT, PROJECT.c.tenant_id, tenant_ids)
+    found = (msgspec.json.decode(row.spec, type=Project) for row in rows)
+    return tuple(sorted(found, key=lambda project: (project.tenant_id, project.project_id)))
+
+
+def read_key_policies(connection: sa.Connection, ids: Iterable[str] | None = None) -> tuple[KeyPolicy, ...]:
+    """Return policies by key; all of them without `ids`."""
+    rows = _select_in(connection, KEY_POLICY, KEY_POLICY.c.key_id, ids)
+    return tuple(msgspec.json.decode(row.spec, type=KeyPolicy) for row in rows)
+
+
+def read_tariffs(connection: sa.Connection, ids: Iterable[str] | None = None) -> tuple[Tariff, ...]:
+    """Return tariffs by id; all of them without `ids`."""
+    rows = _select_in(connection, TARIFF, TARIFF.c.tariff_id, ids)
+    return tuple(msgspec.json.decode(row.spec, type=Tariff) for row in rows)
 
 
 def _select_in(
@@ -111,7 +152,7 @@ def replan(connection: sa.Connection, now_s: float, touched: Iterable[ItemKey] |
     generations = read_generations(connection)
     raised: dict[SiteId, int] = {}
     for site, planned in plan.items():
-        # A service's tenants are read along with it, and the sites always: neither is what changed.
+        # The tenants that a fact names are read along with it, and the sites always: neither is what changed.
         items = {key: fact for key, fact in planned.items() if keys is None or key in keys}
         generation = generations.get(site, 0)
         wanted = {key: make_desired_item(site, *key, 0, fact) for key, fact in items.items()}
@@ -138,8 +179,11 @@ def _read_facts(connection: sa.Connection, keys: set[ItemKey] | None) -> HubFact
         return None if keys is None else {item_id for item_kind, item_id in keys if item_kind == kind}
 
     services = read_services(connection, ids(KIND_SERVICE))
+    projects = read_projects(connection, ids(KIND_PROJECT))
+    policies = read_key_policies(connection, ids(KIND_KEY_POLICY))
     tenant_ids = ids(KIND_TENANT)
     named = {tenant for service in services for tenant in service.tenants}
+    named |= {one.tenant_id for one in projects} | {one.tenant_id for one in policies}
     placed = sa.select(DESIRED_ITEM.c.item_id, DESIRED_ITEM.c.site).where(
         DESIRED_ITEM.c.kind == KIND_ASSIGNMENT, DESIRED_ITEM.c.is_deleted.is_(False)
     )
@@ -149,6 +193,9 @@ def _read_facts(connection: sa.Connection, keys: set[ItemKey] | None) -> HubFact
         keys=read_keys(connection, ids(KIND_KEY)),
         services=services,
         models=read_models(connection, ids(KIND_MODEL)),
+        projects=projects,
+        key_policies=policies,
+        tariffs=read_tariffs(connection, ids(KIND_TARIFF)),
         placed=frozenset((ServiceName(row.item_id), SiteId(row.site)) for row in connection.execute(placed)),
     )
 

@@ -1,68 +1,33 @@
-"""Changes of tenants, keys, models and services, with what makes each of them valid.
+"""Changes of tenants, models and services, with what makes each of them valid.
 
-Owns the tables of those facts and their rules. Refuses to know HTTP and NATS. Every function runs inside a Change:
-what it writes, its audit row and the desired state that follows are one transaction.
+Owns the tables of those facts and their rules; keys, projects and prices have modules of their own. Refuses to know
+HTTP and NATS. Every function runs inside a Change: what it writes, its audit row and the desired state that follows
+are one transaction.
 """
 
-import base64
-import hashlib
 import re
-from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 
-from madang.core import Conflict, Entropy, Rejected, check_entity_id, check_site_name
+from madang.core import Conflict, Rejected, check_entity_id, check_site_name
 from madang.hub.change import Change
-from madang.hub.desired_store import read_models, read_services, read_sites, read_tenants
-from madang.hub.tables import API_KEY, MODEL, SERVICE, TENANT
+from madang.hub.desired_store import read_models, read_projects_of, read_services, read_sites, read_tenants
+from madang.hub.keys_admin import lower_priorities
+from madang.hub.lease_rows import note_unleased
+from madang.hub.tables import API_KEY, KEY_POLICY, MODEL, SERVICE, TENANT
+from madang.hub.tenancy_admin import TITLE_CHARS_MAX, check_budget, read_tenant
 from madang.model import CatalogEntry, DataClass, Residency, ResidencyScope, Service, Tenant
-from madang.policy.desired import KIND_KEY, KIND_MODEL, KIND_SERVICE, KIND_TENANT
+from madang.model.lease import Scope
+from madang.policy.desired import KIND_KEY, KIND_KEY_POLICY, KIND_MODEL, KIND_PROJECT, KIND_SERVICE, KIND_TENANT
 from madang.policy.residency import HANDLING, HOME_NATION
 from madang.runtime.admin_http import NotFound
 
-TITLE_CHARS_MAX = 200
 PLACES_MAX = 256
 REPLICAS_PER_SITE_MAX = 256
 CONTEXT_TOKENS_MAX = 2**24
 SLOTS_MAX = 4096
 SIZE_BYTES_MAX = 2**53
-_SECRET_BYTES = 32
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-
-
-class KeyRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A key to make; without `key_id` one is chosen."""
-
-    tenant_id: str
-    key_id: str | None = None
-    expires_at_s: float | None = None
-
-
-class KeyExpiry(msgspec.Struct, frozen=True, kw_only=True):
-    """A new end of a key's life; null means never."""
-
-    expires_at_s: float | None
-
-
-class KeyView(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be shown of a key."""
-
-    key_id: str
-    tenant_id: str
-    expires_at_s: float | None
-    is_revoked: bool
-    created_at_s: float
-
-
-class KeyMade(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to making a key: the only time that `api_key` is seen."""
-
-    key_id: str
-    tenant_id: str
-    api_key: str
-    expires_at_s: float | None
-    created_at_s: float
 
 
 def put_tenant(change: Change, tenant: Tenant, *, may_replace: bool) -> tuple[Tenant, bool]:
@@ -71,12 +36,16 @@ def put_tenant(change: Change, tenant: Tenant, *, may_replace: bool) -> tuple[Te
     Raises:
         Rejected: a field is malformed.
         Conflict: it exists and differs, and `may_replace` is false; or its class forbids a prefix cache in use.
+
+    A lower class than before lowers the keys that are above it, in the same transaction: to take a right away is one
+    act that cannot stay half done. A higher one raises no key, since nobody asked for that.
     """
     check_entity_id("tenant", tenant.tenant_id)
     if not 1 <= len(tenant.title) <= TITLE_CHARS_MAX:
         raise Rejected(f"tenant {tenant.tenant_id}: title must have 1 to {TITLE_CHARS_MAX} characters")
     check_residency(tenant.tenant_id, tenant.residency)
     _check_class(tenant)
+    check_budget(f"tenant {tenant.tenant_id}", tenant.budget, tenant.overdraw_micro_won)
     old = next(iter(read_tenants(change.connection, [tenant.tenant_id])), None)
     if old == tenant:
         return tenant, False
@@ -93,8 +62,16 @@ def put_tenant(change: Change, tenant: Tenant, *, may_replace: bool) -> tuple[Te
     for service in services:
         if service.has_prefix_cache and not HANDLING[tenant.data_class].is_cache_shared:
             raise Conflict(f"service {service.name} shares a prefix cache, so its tenants must be of class open")
-    _upsert(change, TENANT, TENANT.c.tenant_id, tenant.tenant_id, tenant)
+    change.write_fact(TENANT, TENANT.c.tenant_id, tenant.tenant_id, tenant)
     change.touch(KIND_TENANT, tenant.tenant_id)
+    note_unleased(
+        change.connection,
+        Scope.TENANT,
+        tenant.tenant_id,
+        None if old is None else old.budget,
+        tenant.budget,
+        change.now_s,
+    )
     copied = ("residency", "data_class", "is_redirect_wanted")
     if old is not None and any(getattr(old, name) != getattr(tenant, name) for name in copied):
         # Keys carry a copy of these, and where a service runs follows from them.
@@ -102,9 +79,13 @@ def put_tenant(change: Change, tenant: Tenant, *, may_replace: bool) -> tuple[Te
             sa.select(API_KEY.c.key_id).where(API_KEY.c.tenant_id == tenant.tenant_id)
         ):
             change.touch(KIND_KEY, key_id)
+            change.touch(KIND_KEY_POLICY, key_id)
+        for project in read_projects_of(change.connection, [tenant.tenant_id]):
+            change.touch(KIND_PROJECT, project.project_id)
         for service in services:
             change.touch(KIND_SERVICE, service.name)
     change.audit("tenant.put", tenant.tenant_id, tenant)
+    lower_priorities(change, tenant)
     return tenant, old is None
 
 
@@ -148,7 +129,7 @@ def _check_class(tenant: Tenant) -> None:
 
 
 def delete_tenant(change: Change, tenant_id: str) -> None:
-    """Remove a tenant and its revoked keys; raises NotFound, or Conflict while keys or services hold it."""
+    """Remove a tenant and its revoked keys; raises NotFound, or Conflict while keys, projects or services hold it."""
     read_tenant(change.connection, tenant_id)
     keys = change.connection.execute(
         sa.select(API_KEY.c.key_id, API_KEY.c.is_revoked).where(API_KEY.c.tenant_id == tenant_id)
@@ -159,108 +140,23 @@ def delete_tenant(change: Change, tenant_id: str) -> None:
             f"tenant {tenant_id} has {len(live)} keys that are not revoked, such as {live[0]}",
             next_step="revoke its keys first (POST /api/v1/keys/{id}/revoke)",
         )
+    projects = read_projects_of(change.connection, [tenant_id])
+    if projects:
+        raise Conflict(
+            f"tenant {tenant_id} has {len(projects)} projects, such as {projects[0].project_id}",
+            next_step="delete its projects first (DELETE /api/v1/projects/{id})",
+        )
     users = [service.name for service in read_services(change.connection) if tenant_id in service.tenants]
     if users:
         raise Conflict(f"service {users[0]} names tenant {tenant_id}", next_step="change or delete that service first")
+    change.connection.execute(KEY_POLICY.delete().where(KEY_POLICY.c.tenant_id == tenant_id))
     change.connection.execute(API_KEY.delete().where(API_KEY.c.tenant_id == tenant_id))
     change.connection.execute(TENANT.delete().where(TENANT.c.tenant_id == tenant_id))
     change.touch(KIND_TENANT, tenant_id)
     for row in keys:
         change.touch(KIND_KEY, row.key_id)
+        change.touch(KIND_KEY_POLICY, row.key_id)
     change.audit("tenant.delete", tenant_id, {"keys": [row.key_id for row in keys]})
-
-
-def read_tenant(connection: sa.Connection, tenant_id: str) -> Tenant:
-    """Return a tenant; raises NotFound."""
-    for tenant in read_tenants(connection, [tenant_id]):
-        return tenant
-    raise NotFound(f"tenant {tenant_id!r} does not exist", next_step="GET /api/v1/tenants lists those that do")
-
-
-def create_key(change: Change, request: KeyRequest, entropy: Entropy) -> KeyMade:
-    """Make a key; its text is in the answer and nowhere else.
-
-    Raises:
-        NotFound: no such tenant.
-        Rejected: a field is malformed, or the key would be expired.
-        Conflict: the id is taken.
-    """
-    tenant = read_tenant(change.connection, request.tenant_id)
-    key_id = request.key_id if request.key_id is not None else f"k{entropy.token_bytes(6).hex()}"
-    check_entity_id("key", key_id)
-    if request.expires_at_s is not None and request.expires_at_s <= change.now_s:
-        raise Rejected(f"key {key_id}: expires_at_s lies in the past; it is wall time in seconds since 1970")
-    if change.connection.execute(sa.select(API_KEY.c.key_id).where(API_KEY.c.key_id == key_id)).first():
-        raise Conflict(f"key {key_id} exists", next_step="choose another key_id, or leave it out")
-    secret = base64.urlsafe_b64encode(entropy.token_bytes(_SECRET_BYTES)).rstrip(b"=").decode()
-    api_key = f"mdg_{key_id}_{secret}"
-    change.connection.execute(
-        API_KEY.insert().values(
-            key_id=key_id,
-            tenant_id=tenant.tenant_id,
-            sha256=hashlib.sha256(api_key.encode()).hexdigest(),
-            expires_at_s=request.expires_at_s,
-            is_revoked=False,
-            created_at_s=change.now_s,
-        )
-    )
-    change.touch(KIND_KEY, key_id)
-    change.audit("key.create", key_id, {"tenant_id": tenant.tenant_id, "expires_at_s": request.expires_at_s})
-    return KeyMade(
-        key_id=key_id,
-        tenant_id=tenant.tenant_id,
-        api_key=api_key,
-        expires_at_s=request.expires_at_s,
-        created_at_s=change.now_s,
-    )
-
-
-def set_key_expiry(change: Change, key_id: str, expiry: KeyExpiry) -> KeyView:
-    """Change when a key expires; an instant in the past ends it now. Raises NotFound."""
-    old = read_key_view(change.connection, key_id)
-    if old.expires_at_s != expiry.expires_at_s:
-        change.connection.execute(
-            API_KEY.update().where(API_KEY.c.key_id == key_id).values(expires_at_s=expiry.expires_at_s)
-        )
-        change.touch(KIND_KEY, key_id)
-        change.audit("key.expire", key_id, {"expires_at_s": expiry.expires_at_s, "was_s": old.expires_at_s})
-    return msgspec.structs.replace(old, expires_at_s=expiry.expires_at_s)
-
-
-def revoke_key(change: Change, key_id: str) -> KeyView:
-    """End a key for ever; doing it again changes nothing. Raises NotFound."""
-    old = read_key_view(change.connection, key_id)
-    if not old.is_revoked:
-        change.connection.execute(API_KEY.update().where(API_KEY.c.key_id == key_id).values(is_revoked=True))
-        change.touch(KIND_KEY, key_id)
-        change.audit("key.revoke", key_id, {"tenant_id": old.tenant_id})
-    return msgspec.structs.replace(old, is_revoked=True)
-
-
-def list_keys(connection: sa.Connection, tenant_id: str | None) -> list[KeyView]:
-    """Return keys by id, of one tenant or of all."""
-    query = sa.select(API_KEY).order_by(API_KEY.c.key_id)
-    if tenant_id is not None:
-        query = query.where(API_KEY.c.tenant_id == tenant_id)
-    return [_view_key(row) for row in connection.execute(query)]
-
-
-def read_key_view(connection: sa.Connection, key_id: str) -> KeyView:
-    """Return a key without anything secret; raises NotFound."""
-    row = connection.execute(sa.select(API_KEY).where(API_KEY.c.key_id == key_id)).first()
-    if row is None:
-        raise NotFound(f"key {key_id!r} does not exist", next_step="GET /api/v1/keys lists those that do")
-    return _view_key(row)
-
-
-def _view_key(row: sa.Row[Any]) -> KeyView:
-    return KeyView(
-        key_id=row.key_id,
-        tenant_id=row.tenant_id,
-        expires_at_s=row.expires_at_s,
-        is_revoked=row.is_revoked,
-        created_at_s=row.created_at_s,
-    )
 
 
 def put_model(change: Change, model: CatalogEntry) -> tuple[CatalogEntry, bool]:
@@ -283,7 +179,7 @@ def put_model(change: Change, model: CatalogEntry) -> tuple[CatalogEntry, bool]:
     old = next(iter(read_models(change.connection, [model.name])), None)
     if old == model:
         return model, False
-    _upsert(change, MODEL, MODEL.c.name, model.name, model)
+    change.write_fact(MODEL, MODEL.c.name, model.name, model)
     change.touch(KIND_MODEL, model.name)
     change.audit("model.put", model.name, model)
     return model, old is None
@@ -314,7 +210,7 @@ def put_service(change: Change, service: Service) -> tuple[Service, bool]:
     old = next(iter(read_services(change.connection, [service.name])), None)
     if old == service:
         return service, False
-    _upsert(change, SERVICE, SERVICE.c.name, service.name, service, model=service.model)
+    change.write_fact(SERVICE, SERVICE.c.name, service.name, service, model=service.model)
     change.touch(KIND_SERVICE, service.name)
     change.audit("service.put", service.name, service)
     return service, old is None
@@ -362,14 +258,3 @@ def read_service(connection: sa.Connection, name: str) -> Service:
     for service in read_services(connection, [name]):
         return service
     raise NotFound(f"service {name!r} does not exist", next_step="GET /api/v1/services lists those that do")
-
-
-def _upsert(
-    change: Change, table: sa.Table, column: sa.Column[str], value: str, fact: msgspec.Struct, **extra: object
-) -> None:
-    spec = msgspec.json.encode(fact, order="deterministic").decode()
-    done = change.connection.execute(table.update().where(column == value).values(spec=spec, **extra))
-    if done.rowcount == 0:
-        change.connection.execute(
-            table.insert().values({column.name: value, "spec": spec, "created_at_s": change.now_s, **extra})
-        )

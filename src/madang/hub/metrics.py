@@ -58,6 +58,12 @@ class HubMetrics:
             ["result"],
             registry=registry,
         )
+        self.lease_asks = Counter(
+            "madang_hub_lease_asks_total",
+            "Asks of sites for money, by result: answered or refused.",
+            ["result"],
+            registry=registry,
+        )
         self.sites = Gauge("madang_hub_sites", "Enrolled sites by state.", ["state"], registry=registry)
         self.bus_connected = Gauge(
             "madang_hub_bus_connected", "1 while the hub's NATS server is reached.", registry=registry

@@ -13,6 +13,7 @@ from madang.hub.claims import ClaimsKeeper
 from madang.hub.heartbeats import Heartbeats
 from madang.hub.ingest import Ingest
 from madang.hub.jetstream import JetStream
+from madang.hub.leases import Leases
 from madang.hub.metrics import HubMetrics
 from madang.hub.observed import ObservedSites
 from madang.hub.publisher import Publisher
@@ -48,6 +49,7 @@ class HubParts:
     heartbeats: Heartbeats
     statuses: Statuses
     ingest: Ingest
+    leases: Leases
 
 
 def database_url(settings: HubSettings) -> str:
@@ -107,6 +109,7 @@ def make_parts(settings: HubSettings, clock: Clock, entropy: Entropy, log: Event
             clock=clock,
             log=log,
         ),
+        leases=Leases(store=store, bus=bus, metrics=metrics, clock=clock, log=log),
     )
 
 

@@ -47,6 +47,35 @@ API_KEY = sa.Table(
     sa.Column("created_at_s", sa.Float, nullable=False),
 )
 
+PROJECT = sa.Table(
+    "project",
+    METADATA,
+    sa.Column("project_id", sa.String(63), primary_key=True),
+    sa.Column("tenant_id", sa.String(63), sa.ForeignKey("tenant.tenant_id"), nullable=False, index=True),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+)
+
+# A key of before there were policies has none, and no limits.
+KEY_POLICY = sa.Table(
+    "key_policy",
+    METADATA,
+    sa.Column("key_id", sa.String(63), sa.ForeignKey("api_key.key_id"), primary_key=True),
+    sa.Column("tenant_id", sa.String(63), nullable=False, index=True),
+    sa.Column("project_id", sa.String(63), nullable=False, index=True),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+)
+
+TARIFF = sa.Table(
+    "tariff",
+    METADATA,
+    sa.Column("tariff_id", sa.String(128), primary_key=True),
+    sa.Column("service", sa.String(63), nullable=False, index=True),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+)
+
 MODEL = sa.Table(
     "model",
     METADATA,
@@ -69,7 +98,7 @@ DESIRED_ITEM = sa.Table(
     METADATA,
     sa.Column("site", sa.String(32), primary_key=True),
     sa.Column("kind", sa.String(16), primary_key=True),
-    sa.Column("item_id", sa.String(63), primary_key=True),
+    sa.Column("item_id", sa.String(128), primary_key=True),
     sa.Column("generation", sa.BigInteger, nullable=False),
     sa.Column("spec", sa.Text, nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False),
@@ -123,6 +152,7 @@ LEDGER = sa.Table(
     sa.Column("is_superseded", sa.Boolean, nullable=False),
     sa.Column("received_at_s", sa.Float, nullable=False),
     sa.Index("ledger_by_tenant", "tenant_id", "started_at_s"),
+    sa.Index("ledger_by_project", "project_id", "started_at_s"),
 )
 
 LEDGER_REFUSED = sa.Table(
@@ -148,6 +178,22 @@ INGEST_FLOOR = sa.Table(
     sa.Column("stream", sa.String(64), primary_key=True),
     sa.Column("created", sa.String(64), nullable=False),
     sa.Column("seq", sa.BigInteger, nullable=False),
+)
+
+# Micro-won. A row without a holder is the pot itself: what was spent before it began is its `spent`, and whoever
+# changes a pot locks it.
+LEASE = sa.Table(
+    "lease",
+    METADATA,
+    sa.Column("pot", sa.String(128), primary_key=True),
+    sa.Column("holder", sa.String(80), primary_key=True),
+    sa.Column("site", sa.String(32), nullable=False),
+    sa.Column("granted", sa.BigInteger, nullable=False),
+    sa.Column("returned", sa.BigInteger, nullable=False),
+    sa.Column("spent", sa.BigInteger, nullable=False),
+    sa.Column("needed", sa.BigInteger, nullable=False),
+    sa.Column("heard_at_s", sa.Float, nullable=False),
+    sa.Column("ends_at_s", sa.Float, nullable=False, index=True),
 )
 
 SITE_OBSERVED = sa.Table(

@@ -95,6 +95,8 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
             to go. A class of None is that of a key of before classes narrowed: the tenant's own is asked, and where
             that is not known the strictest holds.
         is_redirect_wanted: copied likewise: most of those who want it may not be known at the entry that sends them on.
+        has_policy: it has a KeyPolicy: whoever may know its tenant and not yet that serves nothing. A key of before
+            there were policies has none, and no limits.
         expires_at_s: wall time, seconds; None means never.
         is_revoked: true from the moment the owner said so.
     """
@@ -107,13 +109,14 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     is_revoked: bool = False
     data_class: DataClass | None = None
     is_redirect_wanted: bool = False
+    has_policy: bool = False
 
 
 class KeyPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """What a key may do; known only where its tenant is, unlike `ApiKey`.
 
     Attributes:
-        project_id: whose budget its requests use.
+        project_id: whose budget its requests use beside the tenant's; empty: the tenant's alone.
         services: what it may call; empty means all that its tenant may.
         sites: where it may be used and served, narrower than residency; empty means wherever residency allows.
         requests_per_minute, tokens_per_minute, streams_max: limits at each site; None means without limit. The worst

@@ -4,8 +4,9 @@ Owns the choice of who gets what (residency decides about tenants), the differen
 verdict on a heartbeat. Refuses to know SQL and the bus: facts and digests come in, keys of items go out. Called
 by the hub in the transaction that changes a fact, and on every heartbeat.
 
-Every item depends on its own fact and on the sites alone, never on other items. So planning a few facts against
-all sites gives exactly those items of the whole plan, and a change need not plan everything again.
+Every item depends on its own fact, on the tenant that the fact names and on the sites, never on other items. So
+planning a few facts against all sites gives exactly those items of the whole plan, and a change need not plan
+everything again.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,17 @@ from enum import StrEnum
 import msgspec
 
 from madang.core import ServiceName, SiteId, TenantId
-from madang.model import ApiKey, Assignment, CatalogEntry, Service, Site, Tenant
+from madang.model import (
+    ApiKey,
+    Assignment,
+    CatalogEntry,
+    KeyPolicy,
+    Project,
+    Service,
+    Site,
+    Tariff,
+    Tenant,
+)
 from madang.policy.residency import is_allowed, may_pass_through
 
 KIND_SITE = "site"
@@ -23,11 +34,24 @@ KIND_KEY = "key"
 KIND_SERVICE = "service"
 KIND_MODEL = "model"
 KIND_ASSIGNMENT = "assignment"
-KINDS = (KIND_SITE, KIND_TENANT, KIND_KEY, KIND_SERVICE, KIND_MODEL, KIND_ASSIGNMENT)
+KIND_PROJECT = "project"
+KIND_KEY_POLICY = "key_policy"
+KIND_TARIFF = "tariff"
+KINDS = (
+    KIND_SITE,
+    KIND_TENANT,
+    KIND_KEY,
+    KIND_SERVICE,
+    KIND_MODEL,
+    KIND_ASSIGNMENT,
+    KIND_PROJECT,
+    KIND_KEY_POLICY,
+    KIND_TARIFF,
+)
 
 ItemKey = tuple[str, str]
 """Kind and id of an item, unique within a site."""
-Fact = Site | Tenant | ApiKey | Service | CatalogEntry | Assignment
+Fact = Site | Tenant | ApiKey | Service | CatalogEntry | Assignment | Project | KeyPolicy | Tariff
 
 STILL_HEARTBEATS_MAX = 2
 MOVING_S_MAX = 10.0
@@ -43,7 +67,7 @@ class HubFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         sites: every live site, always all of them.
-        tenants: includes, for every service planned, the tenants it names.
+        tenants: includes, for every service, project and policy planned, the tenants it names.
         placed: assignments that are live now; a cordoned site keeps what it has and gets nothing new.
     """
 
@@ -52,6 +76,9 @@ class HubFacts(msgspec.Struct, frozen=True, kw_only=True):
     keys: tuple[ApiKey, ...] = ()
     services: tuple[Service, ...] = ()
     models: tuple[CatalogEntry, ...] = ()
+    projects: tuple[Project, ...] = ()
+    key_policies: tuple[KeyPolicy, ...] = ()
+    tariffs: tuple[Tariff, ...] = ()
     placed: frozenset[tuple[ServiceName, SiteId]] = frozenset()
 
 
@@ -61,11 +88,15 @@ def plan_desired(facts: HubFacts) -> dict[SiteId, dict[ItemKey, Fact]]:
     everywhere |= {(KIND_KEY, key.key_id): key for key in facts.keys}
     everywhere |= {(KIND_SERVICE, service.name): service for service in facts.services}
     everywhere |= {(KIND_MODEL, model.name): model for model in facts.models}
+    everywhere |= {(KIND_TARIFF, tariff.tariff_id): tariff for tariff in facts.tariffs}
     plan: dict[SiteId, dict[ItemKey, Fact]] = {}
     tenants = {tenant.tenant_id: tenant for tenant in facts.tenants}
     for site in facts.sites:
         items = dict(everywhere)
-        items |= {(KIND_TENANT, tenant.tenant_id): tenant for tenant in facts.tenants if may_hold_tenant(tenant, site)}
+        held = {name: tenant for name, tenant in tenants.items() if may_hold_tenant(tenant, site)}
+        items |= {(KIND_TENANT, name): tenant for name, tenant in held.items()}
+        items |= {(KIND_PROJECT, one.project_id): one for one in facts.projects if one.tenant_id in held}
+        items |= {(KIND_KEY_POLICY, one.key_id): one for one in facts.key_policies if one.tenant_id in held}
         for service in facts.services:
             is_placed = (service.name, site.name) in facts.placed
             if is_assigned(service, site, tenants, is_placed=is_placed):

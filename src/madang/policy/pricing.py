@@ -50,10 +50,10 @@ def month_span_s(month: str) -> tuple[float, float]:
     """Return the wall times at which a Korean month begins and ends; raises Rejected when it is none."""
     try:
         first = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
+        is_last = first.month == 12
+        after = first.replace(year=first.year + is_last, month=1 if is_last else first.month + 1)
     except ValueError as error:
         raise Rejected(f"month {month!r} is not valid: expected YYYY-MM, Korean time") from error
-    is_last = first.month == 12
-    after = first.replace(year=first.year + is_last, month=1 if is_last else first.month + 1)
     return first.timestamp() - KST_OFFSET_S, after.timestamp() - KST_OFFSET_S
 
 

@@ -184,6 +184,7 @@ def site_role() -> dict[str, Any]:
                 f"hb.{name}",
                 f"digest.{name}",
                 f"reply.{name}.>",
+                f"lease.{name}",
                 f"$JS.{HUB_DOMAIN}.API.CONSUMER.MSG.NEXT.{stream}.{name}",
                 f"$JS.{HUB_DOMAIN}.API.CONSUMER.INFO.{stream}.{name}",
                 f"$JS.{HUB_DOMAIN}.API.DIRECT.GET.{stream}.$KV.{DESIRED_BUCKET}.{name}.>",

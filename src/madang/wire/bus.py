@@ -22,7 +22,7 @@ class DesiredItem(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         site: whose desired state it belongs to.
-        kind: `site`, `tenant`, `key`, `service`, `model` or `assignment`.
+        kind: `site`, `tenant`, `project`, `key`, `key_policy`, `tariff`, `service`, `model` or `assignment`.
         item_id: unique within kind.
         generation: the site's generation at which this item last changed.
         spec: JSON of the fact in `madang.model` that `kind` names; empty object when deleted.
