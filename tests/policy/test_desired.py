@@ -6,7 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from madang.model import ApiKey, Assignment, CatalogEntry, DataClass, Residency, ResidencyScope, Service, Site, Tenant
+from madang.model import (
+    ApiKey,
+    Assignment,
+    CatalogEntry,
+    DataClass,
+    KeyPolicy,
+    PriorityClass,
+    Project,
+    Residency,
+    ResidencyScope,
+    Service,
+    Site,
+    Tariff,
+    Tenant,
+)
 from madang.model.artifact import Task
 from madang.policy.desired import (
     GENERATION_JUMP_MAX,
@@ -79,6 +93,15 @@ FACTS = st.builds(
         )
     ),
     models=st.just((CatalogEntry(name="m", task=Task.CHAT, title="m", licence="x"),)),
+    projects=st.just(
+        tuple(Project(project_id=f"p{tenant}", tenant_id=tenant, title="p") for tenant in ("clinic", "city", "gone"))
+    ),
+    key_policies=st.just(
+        tuple(KeyPolicy(key_id=f"k{tenant}", tenant_id=tenant, project_id="") for tenant in ("clinic", "city", "gone"))
+    ),
+    tariffs=st.just(
+        (Tariff(tariff_id="t", service="chat", priority=PriorityClass.BATCH, valid_from="2026-11-28"),),
+    ),
     placed=st.sets(st.tuples(st.sampled_from(["chat", "embed"]), st.sampled_from(["daegu", "gumi"]))).map(frozenset),
 )
 
@@ -96,13 +119,23 @@ def test_a_tenant_is_known_only_where_its_residency_allows(facts):
 
 
 @given(FACTS)
-def test_every_site_gets_every_site_key_service_and_model(facts):
+def test_projects_and_policies_are_known_where_their_tenant_is_and_nowhere_else(facts):
+    for items in plan_desired(facts).values():
+        for fact in (*facts.projects, *facts.key_policies):
+            key = ("project", fact.project_id) if isinstance(fact, Project) else ("key_policy", fact.key_id)
+            assert (items.get(key) == fact) is (("tenant", fact.tenant_id) in items)
+            assert (key in items) is (("tenant", fact.tenant_id) in items)
+
+
+@given(FACTS)
+def test_every_site_gets_every_site_key_service_model_and_tariff(facts):
     everywhere = {("site", site.name) for site in facts.sites}
     everywhere |= {("key", key.key_id) for key in facts.keys}
     everywhere |= {("service", service.name) for service in facts.services}
     everywhere |= {("model", model.name) for model in facts.models}
+    everywhere |= {("tariff", tariff.tariff_id) for tariff in facts.tariffs}
     for items in plan_desired(facts).values():
-        assert {key for key in items if key[0] not in ("tenant", "assignment")} == everywhere
+        assert {key for key in items if key[0] not in ("tenant", "project", "key_policy", "assignment")} == everywhere
 
 
 @given(FACTS)

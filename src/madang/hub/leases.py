@@ -5,16 +5,16 @@ site publish only under its own name.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import sqlalchemy as sa
 
 from madang.core import Clock, MadangError, Rejected, Unavailable, check_site_name
 from madang.hub.desired_store import read_projects, read_projects_of, read_sites, read_tenants
-from madang.hub.lease_rows import lock_pots, prune, write_holding
+from madang.hub.lease_rows import lock_pots, prune, write_holdings
 from madang.hub.metrics import HubMetrics
-from madang.machine.lease import Ask, HubPot, answer
+from madang.machine.lease import Ask, Holding, HubPot, answer
 from madang.machine.lease_accounts import BudgetLine, list_lines
 from madang.machine.lease_periods import DAY_S, labels_ahead
 from madang.model import Project
@@ -129,10 +129,13 @@ def _refuse(life: str, error: MadangError) -> LeaseAnswer:
 
 def grant(connection: sa.Connection, asks: Sequence[LeaseAsk], now_s: float) -> list[tuple[PotAnswer, ...]]:
     """Return the answers to asks, each in the order of its pots, with everything stored in the caller's transaction."""
-    keys = {said.key for ask in asks for said in ask.pots}
-    lines = _lines_by_pot(connection, keys, now_s)
-    pots = lock_pots(connection, {key: line.limit for key, line in lines.items()}, now_s)
-    return [tuple(_grant_pot(connection, ask, said, lines, pots, now_s) for said in ask.pots) for ask in asks]
+    lines = _lines_by_pot(connection, {said.key for ask in asks for said in ask.pots}, now_s)
+    old = lock_pots(connection, {key: line.limit for key, line in lines.items()}, now_s)
+    pots = dict(old)
+    changed: dict[tuple[PotKey, str], Holding] = {}
+    answers = [tuple(_grant_pot(ask, said, lines, pots, changed, now_s) for said in ask.pots) for ask in asks]
+    write_holdings(connection, old, changed)
+    return answers
 
 
 def _lines_by_pot(connection: sa.Connection, keys: Iterable[PotKey], now_s: float) -> dict[PotKey, BudgetLine]:
@@ -165,11 +168,11 @@ def _read_lines(connection: sa.Connection, keys: Iterable[PotKey]) -> dict[tuple
 
 
 def _grant_pot(
-    connection: sa.Connection,
     ask: LeaseAsk,
     said: PotAsk,
-    lines: dict[PotKey, BudgetLine],
+    lines: Mapping[PotKey, BudgetLine],
     pots: dict[PotKey, HubPot],
+    changed: dict[tuple[PotKey, str], Holding],
     now_s: float,
 ) -> PotAnswer:
     """Return the answer about one pot; replaces it in `pots`, for whoever else asks of it in this transaction."""
@@ -192,5 +195,5 @@ def _grant_pot(
     holding = pots[key].holdings[holder]
     # When it was heard matters for a need alone; a report without news is no reason to write.
     if known is None or holding.needed or holding != msgspec.structs.replace(known, heard_at_s=now_s):
-        write_holding(connection, key, holder, holding)
+        changed[key, holder] = holding
     return PotAnswer(key=key, granted=found.granted, recall=found.recall, left=found.left)
