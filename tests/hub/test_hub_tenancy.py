@@ -1,8 +1,11 @@
 """Projects, what keys may do, and prices: their rules, and where they become known."""
 
+import asyncio
+
 import msgspec
 import pytest
 import sqlalchemy as sa
+from tests.hub.hub_harness import fake_site, leaf_sites, running_hub, until
 from tests.hub.test_hub_facts import (  # noqa: F401 - fixtures
     CITY,
     CLINIC,
@@ -110,6 +113,35 @@ def test_a_tariff_is_known_everywhere(store, change, three_sites):  # noqa: F811
     change(lambda c: prices_admin.delete_tariff(c, tariff.tariff_id), TODAY_S)
     assert where(store, "tariff", tariff.tariff_id) == []
     assert actions(store)[-2:] == ["tariff.put", "tariff.delete"]
+
+
+@pytest.mark.peer
+def test_all_of_it_travels_to_a_site_within_two_seconds(tmp_path):
+    asyncio.run(asyncio.wait_for(travel(tmp_path), 60))
+
+
+async def travel(folder):
+    async with running_hub(folder) as hub, leaf_sites(hub, "daegu") as (leaf,), fake_site(leaf) as site:
+        for path, body in (
+            ("tenants", CLINIC),
+            ("models", MODEL),
+            ("projects", WARD),
+            ("keys", KeyRequest(tenant_id="clinic", key_id="k", project_id="ward")),
+        ):
+            await hub.call("POST", f"/api/v1/{path}", msgspec.to_builtins(body))
+        service = Service(name="chat", model="qwen2.5")
+        await hub.call("PUT", "/api/v1/services/chat", msgspec.to_builtins(service))
+        made = await hub.call("POST", "/api/v1/tariffs", msgspec.to_builtins(price("2999-12-31")))
+        wanted = {("project", "ward"), ("key_policy", "k"), ("tariff", made["tariff_id"])}
+        await until(lambda: has(site, wanted), "the site has project, policy and tariff")
+        await hub.call("PUT", "/api/v1/keys/k/policy", {"streams_max": 1})
+        await until(lambda: has(site, wanted, b'"streams_max":1'), "the site has the new limit", 2)
+
+
+async def has(site, wanted, text=b""):
+    await site.pull()
+    live = site.live()
+    return wanted <= set(live) and text in live["key_policy", "k"]
 
 
 # --- projects and budgets
