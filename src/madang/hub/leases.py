@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 import sqlalchemy as sa
 
-from madang.core import Clock, MadangError, Rejected, Unavailable, check_site_name
+from madang.core import Clock, MadangError, Rejected, Unavailable, check_entity_id, check_site_name
 from madang.hub.desired_store import read_projects, read_projects_of, read_sites, read_tenants
 from madang.hub.lease_rows import lock_pots, prune, write_holdings
 from madang.hub.metrics import HubMetrics
@@ -116,10 +116,14 @@ class Leases:
 
 
 def _read_ask(message: BusMessage) -> LeaseAsk:
+    """Return the ask in a message; raises Rejected for one that could harm those it shares a commit with."""
     ask = decode_ask(message.data)
     if ask.site != site_of_subject(message.subject):
         raise Rejected(f"lease ask names site {ask.site[:40]!r} on {message.subject}")
     check_site_name(ask.site)
+    check_entity_id("life", ask.life)
+    for said in ask.pots:
+        check_entity_id(said.key.scope.value, said.key.account)
     return ask
 
 
