@@ -252,7 +252,12 @@ class Bench:
         self.gate = threading.Semaphore(0)
         self.failing = set()
         defaults = {"rows_max": 4, "wait_s": 0.0, "requests_max": 8, "bytes_max": 1000}
-        self.batcher = Batcher(self.compute, Bounds(**{**defaults, **bounds}))
+        self.abandoned = 0
+        self.batcher = Batcher(self.compute, Bounds(**{**defaults, **bounds}), self.abandon)
+
+    def abandon(self):
+        self.abandoned += 1
+        self.gate.release()
 
     def compute(self, several):
         self.batches.append(list(several))
@@ -379,6 +384,36 @@ def test_who_left_is_not_computed():
     assert bench.batches == [[0], [3]]
 
 
+def test_a_computation_is_abandoned_when_everybody_has_left_it():
+    bench = Bench()
+    gone, looks = set(), []
+
+    def leaver(number):
+        def is_gone():
+            looks.append(number)
+            return number in gone
+
+        return is_gone
+
+    async def work():
+        first = bench.submit(0)
+        await bench.until(lambda: bench.batches)
+        pair = [bench.submit(number, is_gone=leaver(number)) for number in (1, 2)]
+        bench.gate.release()
+        assert await first == 0
+        await bench.until(lambda: len(bench.batches) == 2)
+        gone.add(1)
+        seen = looks.count(2)
+        await bench.until(lambda: looks.count(2) >= seen + 2)
+        assert bench.abandoned == 0
+        gone.add(2)
+        await asyncio.gather(*pair, return_exceptions=True)
+
+    bench.play(work)
+    assert bench.batches == [[0], [1, 2]]
+    assert bench.abandoned == 1
+
+
 def test_a_lone_request_waits_for_company():
     bench = Bench(wait_s=30.0, rows_max=2)
 
@@ -493,6 +528,10 @@ def test_recorded_speech_is_heard_where_people_heard_it(tmp_path):
             found = arrays_of(engine.client.post(path, **binary_request(inputs)))
             state, context = found["stateN"], piece[:, -64:]
             likely.append(float(found["output"][0, 0]))
+        wide = np.zeros((2, 3, 128), np.float32)  # each shape may be, but not beside the other
+        wrong = engine.client.post(path, **binary_request({**inputs, "state": wide}))
+        assert (wrong.status_code, "cannot compute" in wrong.json()["error"]) == (422, True), wrong.text
+        assert engine.probe().is_idle
     heard = np.array(likely) > 0.5
     middles_s = (np.arange(len(likely)) + 0.5) * 512 / 16_000
     spoken = np.array([any(begin <= middle < end for begin, end in spans) for middle in middles_s])

@@ -17,6 +17,7 @@ from madang.wire.openai_errors import ApiError, ErrorCode
 Compute = Callable[[Sequence[Any]], Sequence[Any]]
 """Takes the inputs of one request or more, returns as many outputs; may raise ApiError."""
 _RETRY_S = 1.0
+_GONE_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,10 @@ class Job:
 class Batcher:
     """Computes jobs, one computation at a time; `run` is its life, `submit` what a request calls."""
 
-    def __init__(self, compute: Compute, bounds: Bounds) -> None:
+    def __init__(self, compute: Compute, bounds: Bounds, abandon: Callable[[], None]) -> None:
+        """Begin with nothing queued; `abandon` ends the computation under way, when everybody has left it."""
         self._compute = compute
+        self._abandon = abandon
         self._bounds = bounds
         self._queue: deque[tuple[Job, asyncio.Future[Any]]] = deque()
         self._arrival = asyncio.Event()
@@ -145,7 +148,11 @@ class Batcher:
     async def _work(self, batch: list[tuple[Job, "asyncio.Future[Any]"]]) -> None:
         loop = asyncio.get_running_loop()
         try:
-            outputs = await loop.run_in_executor(self._executor, self._compute, [job.inputs for job, _ in batch])
+            computing = loop.run_in_executor(self._executor, self._compute, [job.inputs for job, _ in batch])
+            while not (await asyncio.wait((computing,), timeout=_GONE_POLL_S))[0]:
+                if all(job.is_gone() or future.done() for job, future in batch):
+                    self._abandon()
+            outputs = computing.result()
         except ApiError as error:
             if len(batch) == 1:
                 _settle(batch[0][1], error)

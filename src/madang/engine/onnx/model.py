@@ -66,7 +66,8 @@ class OnnxModel:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except (*_FAILURES, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf) as error:
             raise Rejected(f"{path.name} is no model that ONNX Runtime loads: {str(error)[:_WORDS_MAX]}") from error
-        self._run_options = ort.RunOptions()
+        self._run_options: ort.RunOptions | None = None
+        self._is_stopped = False
         self.signature = Signature(
             tuple(_port(one, path.name) for one in self._session.get_inputs()),
             tuple(_port(one, path.name) for one in self._session.get_outputs()),
@@ -74,20 +75,33 @@ class OnnxModel:
         check_signature(self.signature, path.name)
         self.has_independent_rows = self._is_batchable() and self._try_rows()
 
+    def abandon(self) -> None:
+        """End the computation under way, if there is one, with an error; called from another thread."""
+        options = self._run_options
+        if options is not None:
+            options.terminate = True
+
     def stop(self) -> None:
-        """End the computation under way, and every later one, with an error."""
-        self._run_options.terminate = True
+        """End the computation under way, and every later one, with an error; called from another thread."""
+        self._is_stopped = True
+        self.abandon()
 
     def run(self, feeds: Feeds) -> list[Array]:
-        """Return all outputs in the model's order; raises ApiError 400 for values it cannot take, 500 when it fails."""
+        """Return all outputs in the model's order; raises ApiError 422 for values with which it fails.
+
+        On processors a model fails for what it was given: lengths that do not fit one another, an index out of range,
+        shapes that need more memory than there is. So a failure is the request's, which is not tried elsewhere, and
+        no other tenant's requests leave this engine for it.
+        """
+        options = self._run_options = ort.RunOptions()
+        options.terminate = self._is_stopped
         try:
-            outputs: list[Array] = self._session.run(None, dict(feeds), self._run_options)
-        except states.InvalidArgument as error:
-            message = f"the model cannot take these values: {str(error)[:_WORDS_MAX]}"
-            raise ApiError(ErrorCode.INVALID_REQUEST, message, param="inputs") from error
-        except _FAILURES as error:
-            message = f"the model failed: {str(error)[:_WORDS_MAX]}"
-            raise ApiError(ErrorCode.UPSTREAM_FAILED, message, status=500) from error
+            outputs: list[Array] = self._session.run(None, dict(feeds), options)
+        except (*_FAILURES, states.InvalidArgument) as error:
+            message = f"the model cannot compute these inputs: {str(error)[:_WORDS_MAX]}"
+            raise ApiError(ErrorCode.INVALID_REQUEST, message, param="inputs", status=422) from error
+        finally:
+            self._run_options = None
         return outputs
 
     def run_together(self, several: Sequence[Feeds]) -> list[list[Array]]:

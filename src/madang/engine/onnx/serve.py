@@ -51,7 +51,8 @@ class InferServer:
         self._alias = alias
         self._key = key
         self._is_batched = model.has_independent_rows and batch_rows > 1
-        self.batcher = Batcher(self._compute, Bounds(batch_rows, BATCH_WAIT_S, QUEUE_REQUESTS_MAX, QUEUE_BYTES_MAX))
+        bounds = Bounds(batch_rows, BATCH_WAIT_S, QUEUE_REQUESTS_MAX, QUEUE_BYTES_MAX)
+        self.batcher = Batcher(self._compute, bounds, model.abandon)
         self._surface = Surface(alias, model.signature, self._infer)
 
     async def handle(self, request: HttpRequest) -> HttpAnswer:
