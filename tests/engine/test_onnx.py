@@ -5,7 +5,9 @@ import contextlib
 import importlib.util
 import json
 import math
+import socket
 import threading
+import time
 import wave
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from madang.engine.onnx import codec
 from madang.engine.onnx.batcher import Batcher, Bounds, Job
 from madang.engine.onnx.driver import OnnxDriver
 from madang.model import ArtifactFile, IndexWheelsSource, WheelPart
-from madang.testing.engine_contract import make_request, run_engine
+from madang.testing.engine_contract import KEY, make_request, run_engine
 from madang.wire import oip
 from madang.wire.openai_errors import ApiError, ErrorCode
 
@@ -574,3 +576,66 @@ def test_rows_are_believed_independent_only_when_they_are():
 
     for kind in (Mixed, Causal):
         assert not kind(fetched(FILES.artifact.files[0]), 1).has_independent_rows, kind
+
+
+@needs_runtime
+@real_model
+@pytest.mark.timeout(300)
+def test_a_computation_ends_early_when_it_is_abandoned():
+    from madang.engine.onnx.model import OnnxModel
+
+    model = OnnxModel(fetched(FILES.artifact.files[0]), 1)
+    outcome = []
+
+    def work():
+        try:
+            outcome.append(model.run({"bytes": np.zeros((500, 2048), np.int32)}))
+        except ApiError as error:
+            outcome.append(error)
+
+    computing = threading.Thread(target=work)
+    computing.start()
+    while computing.is_alive():  # a computation that has not begun cannot be ended yet
+        model.abandon()
+        computing.join(0.01)
+    assert isinstance(outcome[0], ApiError), "it computed to the end"
+    assert "terminate" in outcome[0].message
+    assert len(model.run({"bytes": np.zeros((1, 2048), np.int32)})[0]) == 1
+    model.stop()
+    with pytest.raises(ApiError, match="terminate"):
+        model.run({"bytes": np.zeros((1, 2048), np.int32)})
+
+
+@needs_runtime
+@real_model
+@pytest.mark.peer
+@pytest.mark.timeout(300)
+def test_who_leaves_frees_the_engine(tmp_path):
+    weights = fetched(FILES.artifact.files[0])
+    with run_engine(OnnxDriver(), FILES, weights, tmp_path) as engine:
+        engine.wait_for(Verdict.READY, 60)
+        path = f"/v2/models/{FILES.service}/infer"
+        with left_open(engine, path, binary_request({"bytes": np.zeros((500, 2048), np.int32)})):
+            busy_until(engine, lambda reading: reading.running == 1)
+            assert engine.client.get("/v2/health/live").status_code == 200
+        busy_until(engine, lambda reading: reading.is_idle)
+        assert engine.client.post(path, **binary_request({"bytes": np.zeros((1, 2048), np.int32)})).status_code == 200
+
+
+@contextlib.contextmanager
+def left_open(engine, path, request):
+    """Send a request, and leave without its answer."""
+    port = int(engine.endpoint.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+        head += f"content-length: {len(request['content'])}\r\n"
+        head += f"inference-header-content-length: {request['headers']['Inference-Header-Content-Length']}\r\n\r\n"
+        client.sendall(head.encode() + request["content"])
+        yield
+
+
+def busy_until(engine, is_right):
+    deadline_s = time.monotonic() + 60
+    while not is_right(engine.probe()):
+        assert time.monotonic() < deadline_s, engine.probe()
+        time.sleep(0.02)

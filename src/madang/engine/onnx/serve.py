@@ -10,8 +10,8 @@ together where the model's rows are independent.
 import asyncio
 import signal
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from madang.core import Rejected
 from madang.engine.http_host import HttpAnswer, HttpHost, HttpRequest, Limits, json_answer
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from madang.engine.onnx.model import Feeds, OnnxModel
     from madang.engine.onnx.tensors import Array
 
+T = TypeVar("T")
 _READ_S_MAX = 60.0
+_AT_ONCE_BYTES_MAX = 64 * 1024
 
 
 class InferServer:
@@ -68,13 +70,16 @@ class InferServer:
 
         signature = self._model.signature
         check_request(asked, signature)
-        feeds = {tensor.name: to_array(tensor) for tensor in asked.inputs}
+        feeds = await _aside(len(request.body), lambda: {tensor.name: to_array(tensor) for tensor in asked.inputs})
         rows, key = self._grouped(feeds)
         job = Job(feeds, rows, len(request.body), key, request.is_gone)
         outputs: list[Array] = await self.batcher.submit(job)
         by_name = dict(zip((port.name for port in signature.outputs), outputs, strict=True))
-        tensors = tuple(
-            to_tensor(name, by_name[name], is_binary=asked.is_binary(name)) for name in wanted_outputs(asked, signature)
+        names = wanted_outputs(asked, signature)
+        size_bytes = sum(by_name[name].nbytes for name in names)
+        tensors = await _aside(
+            size_bytes,
+            lambda: tuple(to_tensor(name, by_name[name], is_binary=asked.is_binary(name)) for name in names),
         )
         return write_answer(self._alias, "1", asked.request_id, tensors)
 
@@ -87,6 +92,11 @@ class InferServer:
 
     def _compute(self, several: Sequence["Feeds"]) -> list[list["Array"]]:
         return self._model.run_together(several)
+
+
+async def _aside(size_bytes: int, work: Callable[[], T]) -> T:
+    """Return what `work` returns; numbers in JSON take up to a second for 10 MB, and health must be told meanwhile."""
+    return work() if size_bytes <= _AT_ONCE_BYTES_MAX else await asyncio.to_thread(work)
 
 
 async def run(options: ServeOptions) -> int:
