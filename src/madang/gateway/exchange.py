@@ -162,7 +162,7 @@ class Exchange:
     def send(self, data: bytes) -> None:
         """Send a piece of a begun answer."""
         if not self.is_over and data:
-            self._connection.write(data if self.head.is_http10 else _chunk(data))
+            self._connection.write(data if self.head.is_http10 else b"%x\r\n%b\r\n" % (len(data), data))
 
     def end(self, data: bytes = b"") -> None:
         """Send the last piece and the end of a begun answer, in one write."""

@@ -27,7 +27,7 @@ from madang.wire.http1 import (
 from madang.wire.openai_errors import ApiError, ErrorCode
 
 if TYPE_CHECKING:
-    from madang.gateway.port import Port
+    from madang.gateway.port import Limits, Port
 
 PIPELINE_BYTES_MAX = 64 * 1024
 """What a client may send ahead of the answer it waits for, before reading from it stops."""
@@ -220,10 +220,21 @@ class ServerConnection(asyncio.Protocol):
         self._port.handler.on_head(exchange)
         if exchange.is_over:
             return
-        self._begin_body(head)
+        length, limits = head.content_length, self._port.limits
+        if length <= len(self._buffer) and length <= limits.body_bytes_max and not head.is_chunked:
+            if exchange.upload is None:
+                self._take_whole_body(exchange, length)
+                return
+        self._begin_body(head, limits)
 
-    def _begin_body(self, head: RequestHead) -> None:
-        limits = self._port.limits
+    def _take_whole_body(self, exchange: Exchange, length: int) -> None:
+        """Take a body that came together with its head, as small ones do: no limit in time, no pieces."""
+        self._hold(length)
+        self._state = _BUSY
+        body, self._buffer = self._buffer[:length], self._buffer[length:]
+        self._port.handler.on_body(exchange, body)
+
+    def _begin_body(self, head: RequestHead, limits: "Limits") -> None:
         bytes_max, timeout_s = limits.body_bytes_max, limits.body_timeout_s
         upload = None if self._exchange is None else self._exchange.upload
         if upload is not None:
