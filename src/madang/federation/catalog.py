@@ -18,6 +18,8 @@ from madang.model import Artifact, CatalogEntry
 CHAT_MODEL = "qwen2.5-coder-0.5b-instruct"
 EMBEDDING_MODEL = "multilingual-e5-small"
 SPEECH_MODEL = "whisper-base"
+VOICE_MODEL = "silero-vad"
+FILES_MODEL = "magika"
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 

@@ -29,6 +29,7 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True):
         is_transit: the body may not be read here.
         is_bound: no other site is asked, whatever residency allows.
         priority: its class.
+        path: what was asked, where that names more than the endpoint; else empty.
     """
 
     request_id: RequestId
@@ -44,6 +45,12 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True):
     is_transit: bool = False
     is_bound: bool = False
     priority: PriorityClass = PriorityClass.INTERACTIVE
+    path: str = ""
+
+    @property
+    def asked_path(self) -> str:
+        """The path under which an upstream is asked the same."""
+        return self.path or self.endpoint.value
 
     @property
     def is_from_peer(self) -> bool:

@@ -7,6 +7,8 @@ Refuses to know sockets and the requests before and after it: the connection und
 from typing import Protocol
 
 from madang.wire.http1 import RequestHead
+from madang.wire.oip import encode_oip_error
+from madang.wire.oip_paths import is_oip_path
 from madang.wire.openai_errors import ApiError, encode_error
 
 JSON_TYPE = b"content-type: application/json\r\n"
@@ -136,7 +138,7 @@ class Exchange:
         allow = f"allow: {error.allow}\r\n".encode() if error.allow else b""
         challenge = b'www-authenticate: Bearer realm="madang"\r\n' if error.status == 401 else b""
         fields = b"".join((JSON_TYPE, fields, retry_after_line(error), allow, challenge))
-        self.respond(error.status, fields, encode_error(error), is_close=is_close)
+        self.respond(error.status, fields, error_body(self.head.path, error), is_close=is_close)
 
     def tell_processing(self) -> None:
         """Send `102 Processing`: accepted, not yet answered."""
@@ -209,6 +211,11 @@ def retry_after_line(error: ApiError) -> bytes:
     if error.retry_after_s is None:
         return b""
     return b"retry-after: %d\r\n" % max(1, -int(-error.retry_after_s // 1))
+
+
+def error_body(path: str, error: ApiError) -> bytes:
+    """Return an error in the shape of the protocol that a path belongs to."""
+    return encode_oip_error(error) if is_oip_path(path) else encode_error(error)
 
 
 def _chunk(data: bytes) -> bytes:

@@ -63,6 +63,11 @@ class Desired:
         model = self.models.get(service.model)
         return None if model is None else model.task
 
+    def version_of(self, service: Service) -> str:
+        """Return what clients of the Open Inference Protocol call a service's model by."""
+        model = self.models.get(service.model)
+        return "1" if model is None else model.version
+
 
 class LivePeer(NamedTuple):
     """A peer whose address was understood."""

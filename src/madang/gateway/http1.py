@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 from madang.gateway.deadline import Deadline
-from madang.gateway.exchange import JSON_TYPE, Exchange, retry_after_line
+from madang.gateway.exchange import JSON_TYPE, Exchange, error_body, retry_after_line
 from madang.wire.http1 import (
     HEAD_END,
     ChunkedDecoder,
@@ -24,7 +24,7 @@ from madang.wire.http1 import (
     RequestHead,
     check_partial_head,
 )
-from madang.wire.openai_errors import ApiError, ErrorCode, encode_error
+from madang.wire.openai_errors import ApiError, ErrorCode
 
 if TYPE_CHECKING:
     from madang.gateway.port import Limits, Port
@@ -439,9 +439,9 @@ class ServerConnection(asyncio.Protocol):
 
     def _reject(self, error: ApiError) -> None:
         """Answer what HTTP itself forbids, and close: where the next request begins is in doubt."""
-        body = encode_error(error)
-        fields = JSON_TYPE + retry_after_line(error) + b"content-length: %d\r\n" % len(body)
         exchange, self._exchange = self._exchange, None
+        body = error_body("" if exchange is None else exchange.head.path, error)
+        fields = JSON_TYPE + retry_after_line(error) + b"content-length: %d\r\n" % len(body)
         self.write(self.head_bytes(error.status, fields, True, False) + b"\r\n" + body)
         if exchange is not None:
             exchange.tell_access(error.status)

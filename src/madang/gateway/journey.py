@@ -60,6 +60,15 @@ def unknown_model(name: str) -> ApiError:
     return ApiError(ErrorCode.MODEL_NOT_FOUND, f"no model '{shown}': see GET /v1/models", param="model")
 
 
+def check_version(desired: Desired, service: Service, version: str) -> None:
+    """Raise ApiError 404 for a version of a model that its catalog entry does not have."""
+    known = desired.version_of(service)
+    if version != known:
+        shown = version if len(version) <= 100 else version[:100] + "…"
+        message = f"model '{service.name}' has no version '{shown}'; it has {known}"
+        raise ApiError(ErrorCode.MODEL_NOT_FOUND, message, param="version")
+
+
 class Journey:
     """A request with a whole body and a client that waits."""
 
@@ -143,6 +152,8 @@ class Journey:
         if task is not None and task is not errand.endpoint.task:
             message = f"model '{service.name}' does {task}; {errand.endpoint} is for {errand.endpoint.task}"
             raise ApiError(ErrorCode.INVALID_REQUEST, message, param="model")
+        if request.version:
+            check_version(desired, service, request.version)
 
     def _next(self) -> None:
         """Make the next attempt, or answer that there is none."""
@@ -190,7 +201,7 @@ class Journey:
         self.relay.meter.count_retry(self._service_name, failure.value)
         if failure is not AttemptFailure.REFUSED:
             self.relay.note_failure(route, failure.value, reason)
-        if isinstance(route, ToPeer) and failure.may_have_run:
+        if isinstance(route, ToPeer) and failure.may_have_run and self.errand.endpoint.is_metered:
             self._has_unknown_fate = True
         if not self.errand.is_from_peer:
             self.attempt += 1
@@ -226,6 +237,9 @@ class Journey:
 
     def abandon(self, error: ApiError) -> None:
         """Supersede whatever a peer may have done, then answer with an error."""
+        if not self.errand.endpoint.is_metered:
+            self.answer_error(error)
+            return
         self.record(Served(outcome=Outcome.ABANDONED), lambda reason: self.answer_error(error, has_event=not reason))
 
     def answer_error(self, error: ApiError, *, is_elsewhere_better: bool = False, has_event: bool = False) -> None:

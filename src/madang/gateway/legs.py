@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from madang.gateway.engine_leg import GenerationLeg
 from madang.gateway.errand import Leg
 from madang.gateway.feed import LiveReplica
+from madang.gateway.infer_legs import InferLeg, MetadataLeg
 from madang.gateway.mapped_leg import MappedLeg
 from madang.gateway.object_legs import RerankLeg, TranscriptionLeg, TranscriptStreamLeg
 from madang.model import EngineFeature
@@ -45,6 +46,10 @@ def make_leg(journey: "Journey", replica: LiveReplica) -> Leg:
         check_features(request, replica.replica.features)
     except ApiError as error:
         return RefusedLeg(journey, error)
+    if endpoint is Endpoint.INFER:
+        return InferLeg(journey, replica)
+    if endpoint is Endpoint.MODEL_METADATA:
+        return MetadataLeg(journey, replica)
     if endpoint is Endpoint.RERANK:
         return RerankLeg(journey, replica)
     if endpoint is Endpoint.TRANSCRIPTIONS:

@@ -103,7 +103,7 @@ class OnceTable:
     def _claim(self, errand: Errand, key: bytes, body: bytes) -> Claim:
         name = hashlib.sha256(errand.key_id.encode() + b"\0" + key).hexdigest()
         # The client's key is part of the digest: from the file alone nobody can tell whether a guessed text was asked.
-        digest = hashlib.sha256(b"%b\0%b\0%b" % (key, errand.endpoint.value.encode(), body)).hexdigest()
+        digest = hashlib.sha256(b"%b\0%b\0%b" % (key, errand.asked_path.encode(), body)).hexdigest()
         record = _Record(request_id=errand.request_id, digest=digest)
         path = self._folder / name
         for _ in range(_TRIES_MAX):

@@ -15,6 +15,7 @@ from madang.gateway.feed import LivePeer
 from madang.gateway.target import Failure, TimeLimits
 from madang.gateway.upstream import Call
 from madang.wire.feed import PeerSession
+from madang.wire.oip import HEADER_LENGTH_FIELD
 from madang.wire.openai import Endpoint
 from madang.wire.openai_answers import stream_error
 from madang.wire.openai_errors import ApiError, ErrorCode
@@ -38,6 +39,7 @@ ANSWER_BYTES_MAX = 128 * 1024 * 1024
 _PASSED_ON = (
     b"content-type",
     b"cache-control",
+    HEADER_LENGTH_FIELD,
     b"retry-after",
     b"x-request-id",
     b"x-madang-site",
@@ -93,8 +95,8 @@ class PeerLeg:
             return
         journey, target = self._journey, self._peer.target
         head = (
-            f"POST {journey.errand.endpoint.value} HTTP/1.1\r\nhost: {target.host}:{target.port}\r\n"
-            f"content-type: {self._content_type()}\r\ncontent-length: {len(journey.body)}\r\n"
+            f"{journey.errand.endpoint.method} {journey.errand.asked_path} HTTP/1.1\r\n"
+            f"host: {target.host}:{target.port}\r\n{self._body_fields()}"
             f"{PASS_HEADER}: {seal_pass(self._pass(session, now_s), session.key)}\r\n{journey.trace.fields()}\r\n"
         )
         # The peer's signs replace the limit for the first byte; once it talks, it may not stall.
@@ -118,7 +120,7 @@ class PeerLeg:
             hops=errand.hops + 1,
             issued_at_s=now_s,
             deadline_s=now_s + PASS_LIFETIME_S,
-            path=errand.endpoint.value,
+            path=errand.asked_path,
             is_stream=journey.request is not None and journey.request.is_stream,
             body_sha256=hashlib.sha256(journey.body).digest(),
             kid=session.kid,
@@ -129,6 +131,17 @@ class PeerLeg:
         if self._journey.errand.endpoint is not Endpoint.TRANSCRIPTIONS:
             return "application/json"
         return self._journey.exchange.head.fields.get(b"content-type", b"").decode("latin-1")
+
+    def _body_fields(self) -> str:
+        """Return the header lines that say what the body is and how long."""
+        journey = self._journey
+        if journey.errand.endpoint.method == "GET":
+            return ""
+        fields = f"content-type: {self._content_type()}\r\ncontent-length: {len(journey.body)}\r\n"
+        length = journey.exchange.head.fields.get(HEADER_LENGTH_FIELD)
+        if journey.errand.endpoint is Endpoint.INFER and length is not None:
+            fields += f"{HEADER_LENGTH_FIELD.decode()}: {length.decode('latin-1')}\r\n"
+        return fields
 
     def on_gone(self) -> None:
         """Leave the peer at once: it sees our end close, and meters what it did."""

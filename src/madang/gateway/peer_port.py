@@ -31,6 +31,7 @@ from madang.policy.residency import is_allowed, stricter
 from madang.wire.openai import Endpoint
 from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.passes import HEARTBEAT_PERIOD_S, HOPS_MAX, PASS_HEADER, PROBE_PATH, Pass, open_pass
+from madang.wire.surface import find_endpoint
 
 SKEW_S = 30.0
 LIFETIME_MAX_S = 60.0
@@ -41,7 +42,6 @@ PEER_LABEL = "peer"
 """What an access record calls the peer port, where a pass was refused."""
 _RECEIPTS = "/v1/receipts/"
 _PASS_FIELD = PASS_HEADER.encode()
-_ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 
 
 class ReplayGuard:
@@ -84,10 +84,11 @@ class PeerPort:
             return
         try:
             found = self._judge(exchange)
-            if exchange.head.method == "GET":
+            endpoint = find_endpoint(exchange.head)
+            if endpoint is None:
                 self._hand_over(exchange, found)
                 return
-            errand = self._errand(found)
+            errand = self._errand(found, endpoint)
         except ApiError as error:
             self._relay.access.refuse_unknown("", ("", ""), exchange.address, PEER_LABEL, error.status)
             self._refuse(exchange, error)
@@ -145,7 +146,7 @@ class PeerPort:
         self._relay.check_open()
         header = head.fields.get(_PASS_FIELD)
         is_receipt = head.method == "GET" and head.path.startswith(_RECEIPTS)
-        if not (is_receipt or (head.method == "POST" and head.path in _ENDPOINTS)) or header is None:
+        if not (is_receipt or find_endpoint(head) is not None) or header is None:
             _refuse_pass("this port takes requests of other sites' gateways, each with a pass")
         now_s = self._relay.clock.wall_s()
         keys = {
@@ -184,7 +185,7 @@ class PeerPort:
         if not is_far or not 1 <= found.attempt <= 99:
             _refuse_pass("the pass has impossible hops or attempts")
 
-    def _errand(self, found: Pass) -> Errand:
+    def _errand(self, found: Pass, endpoint: Endpoint) -> Errand:
         return Errand(
             request_id=RequestId(found.request_id),
             tenant_id=found.tenant_id,
@@ -192,7 +193,8 @@ class PeerPort:
             residency=found.residency,
             data_class=judge_residency(found, self._relay.desired()),
             entry_site=found.entry_site,
-            endpoint=_ENDPOINTS[found.path],
+            endpoint=endpoint,
+            path="" if found.path == endpoint.value else found.path,
             first_attempt=found.attempt,
             service=found.service,
             hops=found.hops,

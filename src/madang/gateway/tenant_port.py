@@ -15,17 +15,19 @@ from madang.gateway.feed import Desired, service_of
 from madang.gateway.journey import Journey, unknown_model
 from madang.gateway.model_cards import make_card
 from madang.gateway.nearest import SITES_PATH, NearestSites
+from madang.gateway.oip_front import OipFront
 from madang.gateway.once import IDEMPOTENCY_FIELD, OnceJourney, OnceTable
 from madang.gateway.relay import Relay, id_fields
 from madang.gateway.site_leg import SiteLeg, SiteLink, SiteRoute, find_site_route
 from madang.policy.routing import Ask, Refusal, RefusalReason, choose_route
+from madang.wire.oip_paths import OipQuestion, OipTarget, find_target, is_oip_path
 from madang.wire.openai import Endpoint
 from madang.wire.openai_answers import encode_model, encode_models
 from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.passes import HOPS_MAX
 
 MODELS_PATH = "/v1/models"
-_ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
+_ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint if not is_oip_path(endpoint.value)}
 
 
 class TenantPort:
@@ -35,6 +37,7 @@ class TenantPort:
         self._relay = relay
         self._site_link = site_link
         self._nearest = NearestSites(relay)
+        self._oip = OipFront(relay)
         self._once = OnceTable(relay.settings.feed_dir / "once", relay.clock)
 
     def on_head(self, exchange: Exchange) -> None:
@@ -51,6 +54,9 @@ class TenantPort:
             if self._nearest.answer(exchange, desired, caller, request_id, label):
                 return
             check_entry(desired, caller)
+            if isinstance(endpoint, OipTarget) and isinstance(endpoint.asked, OipQuestion):
+                self._oip.answer(exchange, desired, caller, request_id, endpoint, self._is_served)
+                return
             if endpoint is None:
                 body = self._models(desired, caller, exchange.head.path)
                 self._relay.meter.count_request(label, 200, self._relay.site)
@@ -62,7 +68,7 @@ class TenantPort:
                 self._site_link.open(exchange, caller, request_id, endpoint)
                 return
             self._relay.check_open()
-            errand = self._errand(request_id, caller, endpoint)
+            errand = self._errand(request_id, caller, endpoint, exchange.head.path)
             if IDEMPOTENCY_FIELD in exchange.head.fields:
                 OnceJourney(self._relay, exchange, errand, self._once)
             else:
@@ -84,7 +90,9 @@ class TenantPort:
         assert isinstance(journey, Journey)
         journey.begin(body)
 
-    def _errand(self, request_id: RequestId, caller: Caller, endpoint: Endpoint) -> Errand:
+    def _errand(self, request_id: RequestId, caller: Caller, target: Endpoint | OipTarget, path: str) -> Errand:
+        endpoint = target if isinstance(target, Endpoint) else target.asked
+        assert isinstance(endpoint, Endpoint)
         return Errand(
             request_id=request_id,
             tenant_id=caller.tenant_id,
@@ -94,6 +102,7 @@ class TenantPort:
             entry_site=self._relay.site,
             endpoint=endpoint,
             is_transit=caller.is_transit,
+            path="" if path == endpoint.value else path,
         )
 
     def _models(self, desired: Desired, caller: Caller, path: str) -> bytes:
@@ -121,14 +130,17 @@ class TenantPort:
         return not isinstance(route, Refusal) or route.reason is RefusalReason.OVERLOADED
 
 
-def _find(exchange: Exchange) -> tuple[str, Endpoint | SiteRoute | None]:
-    """Return a path's name in metrics and its endpoint, None for the list of models; raises ApiError 404 or 405."""
+def _find(exchange: Exchange) -> tuple[str, Endpoint | OipTarget | SiteRoute | None]:
+    """Return a path's name in metrics and what it leads to, None for the list of models; raises ApiError 404 or 405."""
     head = exchange.head
     endpoint = _ENDPOINTS.get(head.path)
     if endpoint is not None:
         if head.method != "POST":
             raise ApiError(ErrorCode.INVALID_REQUEST, f"{head.path} takes POST", status=405, allow="POST")
         return endpoint.value, endpoint
+    if is_oip_path(head.path):
+        target = find_target(head)
+        return target.asked.value, target
     if head.path == MODELS_PATH or (head.path.startswith(MODELS_PATH + "/") and len(head.path) > len(MODELS_PATH) + 1):
         if head.method not in ("GET", "HEAD"):
             raise ApiError(ErrorCode.INVALID_REQUEST, f"{MODELS_PATH} takes GET", status=405, allow="GET, HEAD")

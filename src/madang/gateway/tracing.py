@@ -170,14 +170,15 @@ class Tracing:
         parent = parse_traceparent(fields.get(TRACEPARENT))
         state = b"" if parent is None else fields.get(TRACESTATE, b"")
         attributes = {
-            "http.request.method": "POST",
+            "http.request.method": errand.endpoint.method,
             "http.route": errand.endpoint.value,
             "madang.request_id": errand.request_id,
             "madang.site": self._site,
             "madang.entry_site": errand.entry_site,
             "madang.priority": errand.priority.value,
         }
-        span = tracer.start_span(f"POST {errand.endpoint.value}", _context(parent), SpanKind.SERVER, attributes)
+        name = f"{errand.endpoint.method} {errand.endpoint.value}"
+        span = tracer.start_span(name, _context(parent), SpanKind.SERVER, attributes)
         return SpanTrace(tracer, span, state)
 
     def stop(self) -> None:

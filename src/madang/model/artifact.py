@@ -14,6 +14,8 @@ class Task(StrEnum):
     CHAT = "chat"
     EMBEDDING = "embedding"
     TRANSCRIPTION = "transcription"
+    INFER = "infer"
+    """Tensors in, tensors out, by the Open Inference Protocol; what they mean is between model and client."""
 
 
 class HttpSource(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
@@ -83,7 +85,11 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that services may name."""
+    """A model that services may name.
+
+    Attributes:
+        version: what clients of the Open Inference Protocol call it by, beside the service's name.
+    """
 
     name: str
     task: Task
@@ -92,3 +98,4 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
     languages: tuple[str, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     note: str = ""
+    version: str = "1"

@@ -11,6 +11,7 @@ from madang.core import Clock, NodeId, Rejected
 from madang.engine.contract import EngineDriver
 from madang.engine.embed import driver as embed
 from madang.engine.llama_cpp import driver as llama_cpp
+from madang.engine.onnx import driver as onnx
 from madang.engine.whisper import driver as whisper
 
 
@@ -28,6 +29,7 @@ def make_engine_drivers(twins: Sequence[str]) -> Mapping[str, EngineDriver]:
     programs = {
         embed.EmbedDriver.name: (embed.PROGRAM, embed.TWIN_PROGRAM),
         llama_cpp.LlamaCppDriver.name: (llama_cpp.PROGRAM, llama_cpp.TWIN_PROGRAM),
+        onnx.OnnxDriver.name: (onnx.PROGRAM, onnx.TWIN_PROGRAM),
         whisper.WhisperDriver.name: (whisper.PROGRAM, whisper.TWIN_PROGRAM),
     }
     for name in twins:
@@ -37,6 +39,7 @@ def make_engine_drivers(twins: Sequence[str]) -> Mapping[str, EngineDriver]:
     drivers: tuple[EngineDriver, ...] = (
         embed.EmbedDriver(chosen[embed.EmbedDriver.name]),
         llama_cpp.LlamaCppDriver(chosen[llama_cpp.LlamaCppDriver.name]),
+        onnx.OnnxDriver(chosen[onnx.OnnxDriver.name]),
         whisper.WhisperDriver(chosen[whisper.WhisperDriver.name]),
     )
     return {driver.name: driver for driver in drivers}

@@ -117,9 +117,22 @@ class EngineDriverContract:
         """Return how a body is sent, as httpx calls it; an engine that takes forms overrides it."""
         return {"json": body}
 
+    def path(self, endpoint: str) -> str:
+        """Return where an endpoint is; an engine whose paths name the model overrides it."""
+        return endpoint
+
     def check_usage(self, usage: dict[str, Any]) -> None:
         """Fail when an answer's usage is none; an engine that counts no tokens overrides it."""
         assert usage["prompt_tokens"] > 0
+
+    def check_answer(self, answer: Any) -> None:
+        """Fail when a decoded answer is none; an engine of another protocol than OpenAI's overrides it."""
+        self.check_usage(answer["usage"])
+        assert answer["model"] == self.spec.service
+
+    def complaint(self, answer: Any) -> str:
+        """Return the words of a decoded refusal; an engine of another protocol than OpenAI's overrides it."""
+        return str(answer["error"]["message"])
 
     def test_no_secret_stands_in_the_command_line(self, tmp_path: Path) -> None:
         request = make_request(self.spec, tmp_path / "weights", tmp_path / "key", 1)
@@ -142,18 +155,17 @@ class EngineDriverContract:
         assert reading.is_idle
         assert reading.is_simulated is self.is_simulated
 
-    def test_every_endpoint_of_its_capabilities_answers_with_usage(self, engine: RunningEngine) -> None:
+    def test_every_endpoint_of_its_capabilities_answers(self, engine: RunningEngine) -> None:
         assert set(self.bodies) == set(self.driver.capabilities.endpoints)
         for path, body in self.bodies.items():
-            answer = engine.client.post(path, **self.content(body))
+            answer = engine.client.post(self.path(path), **self.content(body))
             assert answer.status_code == 200, answer.text
-            self.check_usage(answer.json()["usage"])
-            assert answer.json()["model"] == self.spec.service
+            self.check_answer(answer.json())
 
     def test_streams_end_with_usage_and_done(self, engine: RunningEngine) -> None:
         for path, body in self.bodies.items() if self.driver.capabilities.has_streaming else ():
             streamed = body | {"stream": True, "stream_options": {"include_usage": True}}
-            answer = engine.client.post(path, **self.content(streamed))
+            answer = engine.client.post(self.path(path), **self.content(streamed))
             events = [line for line in answer.text.split("\n\n") if line.startswith("data: ")]
             assert events[-1] == "data: [DONE]"
             assert '"usage"' in events[-2]
@@ -162,15 +174,19 @@ class EngineDriverContract:
     def test_without_its_key_it_refuses(self, engine: RunningEngine) -> None:
         for path, body in self.bodies.items():
             for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Bearer {KEY}x"}):
-                answer = httpx.post(engine.endpoint + path, **self.content(body), headers=headers, trust_env=False)
+                answer = httpx.post(
+                    engine.endpoint + self.path(path), **self.content(body), headers=headers, trust_env=False
+                )
                 assert answer.status_code == 401
 
     def test_bad_requests_are_the_callers_fault(self, engine: RunningEngine) -> None:
         for path in self.bodies:
             for content in (b"{", b"[]", b"{}", b'"x"'):
-                answer = engine.client.post(path, content=content, headers={"content-type": "application/json"})
+                answer = engine.client.post(
+                    self.path(path), content=content, headers={"content-type": "application/json"}
+                )
                 assert 400 <= answer.status_code < 500, (content, answer.text)
-                assert answer.json()["error"]["message"]
+                assert self.complaint(answer.json())
         assert engine.client.get("/v1/no-such-path").status_code == 404
 
     def test_introspection_of_others_requests_is_off(self, engine: RunningEngine) -> None:

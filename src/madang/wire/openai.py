@@ -27,7 +27,7 @@ _decoder = msgspec.json.Decoder()
 
 
 class Endpoint(StrEnum):
-    """The API's inference endpoints, by the path that clients and engines share."""
+    """The API's endpoints that engines answer, by the path that clients and engines share."""
 
     __hash__ = str.__hash__  # Enum's own is a call of Python for each look-up
 
@@ -37,6 +37,18 @@ class Endpoint(StrEnum):
     RESPONSES = "/v1/responses"
     RERANK = "/v1/rerank"
     TRANSCRIPTIONS = "/v1/audio/transcriptions"
+    INFER = "/v2/models/{model}/infer"
+    MODEL_METADATA = "/v2/models/{model}"
+
+    @property
+    def method(self) -> str:
+        """HTTP's method here."""
+        return "GET" if self is Endpoint.MODEL_METADATA else "POST"
+
+    @property
+    def is_metered(self) -> bool:
+        """Whether an answer is written down as used; what a model looks like costs nothing."""
+        return self is not Endpoint.MODEL_METADATA
 
     @property
     def task(self) -> Task:
@@ -48,6 +60,8 @@ _TASKS = {
     Endpoint.EMBEDDINGS: Task.EMBEDDING,
     Endpoint.RERANK: Task.EMBEDDING,
     Endpoint.TRANSCRIPTIONS: Task.TRANSCRIPTION,
+    Endpoint.INFER: Task.INFER,
+    Endpoint.MODEL_METADATA: Task.INFER,
 }
 
 
@@ -67,6 +81,7 @@ class ApiRequest(msgspec.Struct, frozen=True, kw_only=True):
         answers: how many the client wants to the same question (`n`).
         needs: abilities that an engine must have, see `madang.wire.abilities`.
         form: what a mapped endpoint keeps for its answer; of the module that mapped it.
+        version: of the model, where the client names one.
     """
 
     endpoint: Endpoint
@@ -81,6 +96,7 @@ class ApiRequest(msgspec.Struct, frozen=True, kw_only=True):
     answers: int = 1
     needs: tuple[str, ...] = ()
     form: Any = None
+    version: str = ""
 
 
 Check = Callable[[Any], str | None]
