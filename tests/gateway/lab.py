@@ -20,19 +20,24 @@ import msgspec
 import uvloop
 from tests.gateway.fake_engine import FakeEngine
 
-from madang.core import KeyId, ServiceName, SiteId, TenantId
+from madang.core import Clock, KeyId, ServiceName, SiteId, TenantId
 from madang.gateway.app import GatewayWorker
 from madang.gateway.settings import GatewaySettings
 from madang.gateway.usage_log import Disk
 from madang.model import (
     ApiKey,
+    Budget,
     CatalogEntry,
     DataClass,
+    KeyPolicy,
+    PriorityClass,
+    Project,
     ReplicaPhase,
     Residency,
     ResidencyScope,
     Service,
     Site,
+    Tariff,
     Task,
     Tenant,
     UsageEvent,
@@ -84,6 +89,10 @@ class LabTenant:
     expires_at_s: float | None = None
     data_class: DataClass = DataClass.SENSITIVE
     is_redirect_wanted: bool = False
+    budget: Budget = field(default_factory=Budget)
+    priority: PriorityClass = PriorityClass.INTERACTIVE
+    overdraw_micro_won: int = 0
+    has_policy: bool = False
 
     @property
     def key(self) -> str:
@@ -211,6 +220,7 @@ class LabSite:
                     is_revoked=tenant.is_revoked,
                     data_class=tenant.data_class,
                     is_redirect_wanted=tenant.is_redirect_wanted,
+                    has_policy=tenant.has_policy,
                 )
                 for tenant in lab.tenants
             ),
@@ -220,11 +230,17 @@ class LabSite:
                     title=tenant.name,
                     residency=tenant.residency,
                     data_class=tenant.data_class,
+                    budget=tenant.budget,
+                    priority=tenant.priority,
+                    overdraw_micro_won=tenant.overdraw_micro_won,
                 )
                 for tenant in lab.tenants
             ),
             services=tuple(lab.services),
             models=tuple(lab.models),
+            projects=tuple(lab.projects),
+            key_policies=tuple(lab.key_policies),
+            tariffs=tuple(lab.tariffs),
         )
         replace_file(self.feed_dir / SNAPSHOT_FILE, encode_feed(snapshot))
         live = GatewayLive(
@@ -347,6 +363,9 @@ class Lab:
             CatalogEntry(name="chat-model", task=Task.CHAT, title="t", licence="l"),
             CatalogEntry(name="embed-model", task=Task.EMBEDDING, title="t", licence="l"),
         ]
+        self.projects: list[Project] = []
+        self.key_policies: list[KeyPolicy] = []
+        self.tariffs: list[Tariff] = []
         self.engines: list[FakeEngine] = []
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._main, name="lab")
@@ -416,7 +435,15 @@ class Lab:
         self.sites[name] = site
         return site
 
-    def start(self, site: LabSite, *, disk: Disk | None = None, is_fed: bool = True, **settings: Any) -> GatewayWorker:
+    def start(
+        self,
+        site: LabSite,
+        *,
+        disk: Disk | None = None,
+        is_fed: bool = True,
+        clock: Clock | None = None,
+        **settings: Any,
+    ) -> GatewayWorker:
         """Run a site's worker; its feed is written first unless told otherwise."""
         site.settings = GatewaySettings(
             site=site.name,
@@ -428,13 +455,12 @@ class Lab:
             site.write_feed()
 
         async def make() -> GatewayWorker:
-            clock = SystemClock()
             worker = GatewayWorker(
                 site.settings,
                 0,
-                clock=clock,
+                clock=clock or SystemClock(),
                 entropy=SystemEntropy(),
-                log=EventLog(clock, site.log),
+                log=EventLog(SystemClock(), site.log),
                 tasks=self.tasks,
                 sockets={name: held.dup() for name, held in site.sockets.items()},
                 disk=disk,

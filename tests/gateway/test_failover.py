@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from tests.gateway.fake_engine import FakeEngine
-from tests.gateway.lab import CITY, EMBED, Lab, LabSite, wait_until
+from tests.gateway.lab import CITY, EMBED, WAIT_S, Lab, LabSite, wait_until
 from tests.gateway.raw import RawClient, chat_body, post
 
 from madang.gateway.relay import Suspects
 from madang.gateway.usage_log import SystemDisk
+from madang.machine.retry_budget import EARNED_PER_REQUEST, EARNED_PER_S
 from madang.model import Outcome
 
 
@@ -65,6 +66,19 @@ def test_at_most_three_attempts(lab: Lab, site: LabSite) -> None:
     assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
     assert sum(served(engines)) == 3
     assert site.events() == []
+
+
+def test_a_storm_of_failures_is_not_tried_again_in_full(lab: Lab, site: LabSite) -> None:
+    """Engines that fail for want of room must not get three times the work."""
+    engines = start(lab, site, *["status"] * 3)
+    assert site.worker is not None
+    site.worker.relay.retries.drain()
+    for _ in range(40):
+        assert site.chat(CITY).status == 502
+    asked, refused = sum(served(engines)), site.worker.meter.retries_refused
+    assert asked + refused >= 40 * 2, "each request was tried once, and wanted to be tried again"
+    assert asked <= 40 + 40 * EARNED_PER_REQUEST + EARNED_PER_S * WAIT_S
+    assert refused > 0
 
 
 def test_engine_that_is_gone(lab: Lab, site: LabSite) -> None:

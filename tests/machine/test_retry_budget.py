@@ -15,7 +15,7 @@ STEPS = st.lists(
 def test_what_is_allowed_is_bounded_by_what_was_earned(steps: list[str | float]) -> None:
     budget = RetryBudget()
     now_s = first_s = last_s = 100.0
-    requests = allowed = asked = 0
+    requests = allowed = 0
     is_asked = False
     for step in steps:
         if step == "request":
@@ -25,13 +25,11 @@ def test_what_is_allowed_is_bounded_by_what_was_earned(steps: list[str | float])
             if not is_asked:
                 first_s, is_asked = now_s, True
             last_s = max(last_s, now_s)
-            asked += 1
             allowed += budget.take(now_s)
         else:
             now_s += float(step)  # also backwards: a clock that does so earns nothing
         spent_s = max(0.0, last_s - first_s)
         assert allowed <= HELD_MAX + EARNED_PER_REQUEST * requests + EARNED_PER_S * spent_s + 1e-6
-    assert allowed + budget.refused == asked
 
 
 def test_an_engine_that_dies_is_gone_around() -> None:
@@ -41,8 +39,7 @@ def test_an_engine_that_dies_is_gone_around() -> None:
 
 def test_a_storm_of_failures_gets_a_fifth() -> None:
     budget = RetryBudget()
-    while budget.take(0.0):
-        pass
+    budget.drain()
     allowed = 0
     for _ in range(1000):
         budget.earn()

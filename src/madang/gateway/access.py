@@ -9,7 +9,7 @@ import re
 
 import msgspec
 
-from madang.core import KeyId, ProjectId, TenantId
+from madang.core import KeyId, ProjectId, SiteId, TenantId
 from madang.gateway.feed import Desired
 from madang.model import ApiKey, DataClass, Residency, ResidencyScope, Tenant
 from madang.policy.residency import allowed_sites, is_allowed, may_pass_through, stricter
@@ -79,6 +79,9 @@ def identify(desired: Desired, authorization: bytes | None, now_s: float) -> Cal
     tenant = desired.tenants.get(key.tenant_id)
     data_class = class_of(key, tenant)
     residency = key.residency if tenant is None else _narrower(desired, key.residency, tenant.residency)
+    policy = desired.key_policies.get(key.key_id)
+    if policy is not None and policy.sites:
+        residency = _within(desired, key.key_id, residency, policy.sites)
     site = desired.site
     is_legal = site is not None and is_allowed(residency, data_class, site)
     return Caller(
@@ -87,6 +90,7 @@ def identify(desired: Desired, authorization: bytes | None, now_s: float) -> Cal
         residency=residency,
         data_class=data_class,
         is_transit=not is_legal,
+        project_id=ProjectId("") if policy is None else policy.project_id,
         is_barred=not is_legal and (site is None or not may_pass_through(residency, data_class, site)),
         is_redirect_wanted=key.is_redirect_wanted or (tenant is not None and tenant.is_redirect_wanted),
     )
@@ -120,6 +124,15 @@ def _narrower(desired: Desired, first: Residency, second: Residency) -> Residenc
         places=tuple(sorted(places)),
         is_transit_granted=first.is_transit_granted and second.is_transit_granted,
     )
+
+
+def _within(desired: Desired, key_id: KeyId, residency: Residency, names: tuple[SiteId, ...]) -> Residency:
+    """Return a residency narrowed to the sites that a key names; once for each key and snapshot."""
+    found = desired.narrowed.get(key_id)
+    if found is None:
+        own = Residency(scope=ResidencyScope.SITES, places=names, is_transit_granted=residency.is_transit_granted)
+        found = desired.narrowed[key_id] = _narrower(desired, residency, own)
+    return found
 
 
 def residency_error(desired: Desired, residency: Residency, data_class: DataClass) -> ApiError:

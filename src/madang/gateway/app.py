@@ -23,6 +23,7 @@ from madang.core import Clock, Entropy, MadangError, Rejected, Unavailable
 from madang.gateway.acceptor import Acceptor, Secured
 from madang.gateway.access_log import AccessLog
 from madang.gateway.admin_port import AdminPort
+from madang.gateway.admission import Admission
 from madang.gateway.body_pool import BodyPool
 from madang.gateway.feed import FeedWatcher
 from madang.gateway.file_budget import FileBudget, plan_files, raise_file_limit
@@ -30,6 +31,8 @@ from madang.gateway.inflight import InFlightTable
 from madang.gateway.metrics import Meter
 from madang.gateway.peer_port import PeerPort
 from madang.gateway.port import Handler, Limits, Port
+from madang.gateway.purse import Purse
+from madang.gateway.rates import RateTable
 from madang.gateway.relay import Relay
 from madang.gateway.settings import GatewaySettings
 from madang.gateway.site_leg import SiteLink
@@ -39,6 +42,7 @@ from madang.gateway.upstream import UpstreamPool
 from madang.gateway.usage_log import Disk, UsageLog
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.collector import calm_collector
+from madang.runtime.machine_boot import read_boot
 from madang.runtime.settings import load_settings
 from madang.runtime.telemetry import EventLog
 from madang.wire.access_log import ACCESS_FOLDER
@@ -130,11 +134,21 @@ class GatewayWorker:
             access=self.access,
             meter=self.meter,
             tracing=self._tracing,
+            admission=self._open_books(clock, entropy),
             log=log,
         )
-
         self.bodies = BodyPool(settings.body_memory_bytes_max)
         self.ports = self._make_ports(clock)
+
+    def _open_books(self, clock: Clock, entropy: Entropy) -> Admission:
+        """Take over this worker's tables of money and of rates."""
+        folder, boot = self._settings.feed_dir, read_boot()
+        self.purse = Purse(
+            folder, self._worker, loop=self._loop, clock=clock, entropy=entropy, log=self._log, boot=boot
+        )
+        self.rates = RateTable(folder, self._worker, boot=boot, clock=clock)
+        self.meter.read_open_reservations = lambda: self.purse.open_count
+        return Admission(self.purse, self.rates, self.meter, clock)
 
     def _make_pool(self) -> UpstreamPool:
         settings = self._settings
@@ -168,6 +182,7 @@ class GatewayWorker:
         settings = self._settings
         self.usage.start()
         self.feed.start()
+        self.purse.start()
         self._look_for_others()
         self._timers.append(self._loop.call_later(SNAPSHOT_PATIENCE_S, self._note_no_snapshot))
         if self._files.shortfall:
@@ -213,6 +228,8 @@ class GatewayWorker:
         self.access.close()
         self._tracing.stop()
         self._inflight.close()
+        self.purse.close()
+        self.rates.close()
         self._log.info("gateway_worker_stopped", connections_cut=left)
 
     def _listen(self, name: str, host: str, port: int) -> None:
@@ -270,6 +287,7 @@ class GatewayWorker:
 
     def _look_for_others(self) -> None:
         self._inflight.refresh()
+        self.rates.refresh()
         if self.access.tick():
             self.usage.poke()
         if bool(self.access.failure) != self._is_access_failing:

@@ -173,7 +173,8 @@ class EngineLeg:
     def _answer_fields(self) -> bytes:
         journey = self._journey
         chip_kind = self._replica.replica.chip_kind
-        return origin_fields(journey.errand.request_id, self._relay.site, chip_kind, journey.event_id)
+        origin = origin_fields(journey.errand.request_id, self._relay.site, chip_kind, journey.event_id)
+        return origin + journey.account.fields
 
 
 class GenerationLeg(EngineLeg):

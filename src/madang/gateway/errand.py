@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from madang.core import KeyId, RequestId, SiteId, TenantId
+from madang.core import KeyId, ProjectId, RequestId, SiteId, TenantId
 from madang.gateway.feed import LiveReplica
 from madang.model import DataClass, Outcome, PriorityClass, Residency
 from madang.policy.routing import Refusal, RefusalReason
@@ -30,6 +30,9 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True):
         is_bound: no other site is asked, whatever residency allows.
         priority: its class.
         path: what was asked, where that names more than the endpoint; else empty.
+        project_id: whose budget it uses; empty for none.
+        is_admitted: a peer has judged limits and budgets, and pays.
+        charge_day, covered_micro_won: as that peer's pass has them; see `madang.wire.passes`.
     """
 
     request_id: RequestId
@@ -45,6 +48,10 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True):
     is_transit: bool = False
     is_bound: bool = False
     priority: PriorityClass = PriorityClass.INTERACTIVE
+    project_id: ProjectId = ProjectId("")
+    is_admitted: bool = False
+    charge_day: int = 0
+    covered_micro_won: int = -1
     path: str = ""
 
     @property

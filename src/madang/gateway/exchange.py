@@ -82,7 +82,7 @@ class Connection(Protocol):
 class Exchange:
     """One request and its answer; whoever handles it keeps this and nothing of the connection."""
 
-    __slots__ = ("_connection", "access", "head", "is_begun", "is_over", "listener", "upload")
+    __slots__ = ("_connection", "access", "head", "is_begun", "is_over", "listener", "tail", "upload")
 
     def __init__(self, connection: Connection, head: RequestHead) -> None:
         """Begin an exchange.
@@ -92,6 +92,7 @@ class Exchange:
             access: who is to be written down as having asked, set by the handler; None once that is done.
             listener: who makes the answer, set by the handler once it works on one.
             upload: who takes the body in pieces, set by the handler when it is told of the head; None for whole.
+            tail: header lines known only at the end: in the head of a whole answer, else behind the last piece.
             is_begun: the answer's head was sent.
             is_over: the answer is complete, or nobody waits for it any more.
         """
@@ -100,6 +101,7 @@ class Exchange:
         self.access: AccessNote | None = None
         self.listener: Listener | None = None
         self.upload: Upload | None = None
+        self.tail = b""
         self.is_begun = False
         self.is_over = False
 
@@ -130,7 +132,7 @@ class Exchange:
         is_close = is_close or not self.head.is_keep_alive or self._connection.must_close
         head = self._connection.head_bytes(status, fields, is_close, self.head.is_http10)
         content = b"" if self.head.method == "HEAD" else body
-        self._connection.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), content))
+        self._connection.write(b"%b%bcontent-length: %d\r\n\r\n%b" % (head, self.tail, len(body), content))
         self._finish(is_close)
 
     def fail(self, error: ApiError, fields: bytes = b"", *, is_close: bool = False) -> None:
@@ -172,7 +174,7 @@ class Exchange:
             self._connection.write(data)
             self._finish(True)
             return
-        self._connection.write(_chunk(data) + b"0\r\n\r\n")
+        self._connection.write(b"%b0\r\n%b\r\n" % (_chunk(data), self.tail))
         self._finish(not self.head.is_keep_alive or self._connection.must_close)
 
     def cut(self, data: bytes = b"") -> None:

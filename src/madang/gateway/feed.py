@@ -9,9 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from madang.core import Clock, KeyId, Rejected, SiteId, TenantId, ns_to_s
+from madang.core import Clock, KeyId, ProjectId, Rejected, SiteId, TenantId, ns_to_s
 from madang.gateway.target import Target, parse_target
-from madang.model import ApiKey, CatalogEntry, EngineFeature, ReplicaPhase, Service, Site, Task, Tenant
+from madang.model import (
+    ApiKey,
+    CatalogEntry,
+    EngineFeature,
+    KeyPolicy,
+    Project,
+    ReplicaPhase,
+    Residency,
+    Service,
+    Site,
+    Task,
+    Tenant,
+)
+from madang.policy.pricing import PriceBook
 from madang.policy.routing import PeerChoice
 from madang.runtime.telemetry import EventLog
 from madang.wire.bus import ServiceLoad
@@ -47,6 +60,9 @@ class Desired:
         Attributes:
             site: this site, None when the snapshot does not hold it: then nothing is legal here.
             keys_by_sha256: by raw digest.
+            key_policies: by key.
+            prices: every tariff.
+            narrowed: what keys with sites of their own may use, each worked out when it is first used.
         """
         self.generation = snapshot.generation
         self.site_name: SiteId = snapshot.site
@@ -57,6 +73,10 @@ class Desired:
         self.tenants: dict[TenantId, Tenant] = {tenant.tenant_id: tenant for tenant in snapshot.tenants}
         self.services: dict[str, Service] = {service.name: service for service in snapshot.services}
         self.models: dict[str, CatalogEntry] = {model.name: model for model in snapshot.models}
+        self.projects: dict[ProjectId, Project] = {project.project_id: project for project in snapshot.projects}
+        self.key_policies: dict[KeyId, KeyPolicy] = {policy.key_id: policy for policy in snapshot.key_policies}
+        self.prices = PriceBook(snapshot.tariffs)
+        self.narrowed: dict[KeyId, Residency] = {}
 
     def task_of(self, service: Service) -> Task | None:
         """Return what a service's model does, or None when the catalog entry is not here."""
@@ -249,9 +269,10 @@ class _Watched:
         return self.path.read_bytes()
 
 
-def service_of(desired: Desired, name: str, tenant_id: TenantId) -> Service | None:
-    """Return the service of that name if the tenant may use it; another's service does not exist for it."""
+def service_of(desired: Desired, name: str, tenant_id: TenantId, key_id: KeyId) -> Service | None:
+    """Return the service of that name if tenant and key may use it; what they may not use does not exist for them."""
     service = desired.services.get(name)
     if service is None or (service.tenants and tenant_id not in service.tenants):
         return None
-    return service
+    policy = desired.key_policies.get(key_id)
+    return None if policy is not None and policy.services and name not in policy.services else service

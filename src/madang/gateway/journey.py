@@ -14,6 +14,8 @@ a replica here or another peer serves later supersedes by its number alone.
 
 from madang.core import EventId, ServiceName, make_event_id, ns_to_s
 from madang.gateway.access import residency_error
+from madang.gateway.account import CHARGE_FIELD, NO_ACCOUNT
+from madang.gateway.admission import QuotaError
 from madang.gateway.engine_leg import GenerationLeg, WholeLeg
 from madang.gateway.errand import AttemptFailure, Errand, Leg, Served, exhausted_error, ignore_durable, refusal_error
 from madang.gateway.exchange import Exchange
@@ -82,6 +84,7 @@ class Journey:
         "_started_ns",
         "_started_s",
         "_tried",
+        "account",
         "attempt",
         "body",
         "body_sha256",
@@ -98,6 +101,7 @@ class Journey:
         """Prepare a journey and listen to the client from now on.
 
         Attributes:
+            account: what it costs and holds, once it was admitted.
             attempt: number of the attempt under way.
             body: the client's, as it came.
             body_sha256: what a pass says the body's digest is; empty without a pass.
@@ -107,6 +111,7 @@ class Journey:
         self.relay = relay
         self.exchange = exchange
         self.errand = errand
+        self.account = NO_ACCOUNT
         self.attempt = errand.first_attempt
         self.body = b""
         self.body_sha256 = b""
@@ -129,21 +134,25 @@ class Journey:
     def begin(self, body: bytes) -> None:
         """Read the body, unless it may only pass through, and make the first attempt."""
         self.body = body
+        self.relay.retries.earn()
         try:
             self.relay.check_open()
             if not self.errand.is_transit:
-                self._read(self.relay.desired(), body)
+                desired = self.relay.desired()
+                request, service = self._read(desired, body)
+                if self.errand.endpoint.is_metered:
+                    self.account = self.relay.admission.open(desired, self.errand, request, service, len(body))
         except ApiError as error:
             self.answer_error(error)
             return
         self._next()
 
-    def _read(self, desired: Desired, body: bytes) -> None:
+    def _read(self, desired: Desired, body: bytes) -> tuple[ApiRequest, Service]:
         errand = self.errand
         request = self.request = read_request(errand.endpoint, body, self.exchange.head)
         if errand.service and request.service != errand.service:
             raise ApiError(ErrorCode.INVALID_REQUEST, "the body names another model than the pass", param="model")
-        service = self.service = service_of(desired, request.service, errand.tenant_id)
+        service = self.service = service_of(desired, request.service, errand.tenant_id, errand.key_id)
         if service is None:
             raise unknown_model(request.service)
         if self.exchange.access is not None:
@@ -154,13 +163,14 @@ class Journey:
             raise ApiError(ErrorCode.INVALID_REQUEST, message, param="model")
         if request.version:
             check_version(desired, service, request.version)
+        return request, service
 
     def _next(self) -> None:
         """Make the next attempt, or answer that there is none."""
-        if len(self._tried) >= ATTEMPTS_MAX:
+        relay, errand = self.relay, self.errand
+        if self._tried and (len(self._tried) >= ATTEMPTS_MAX or not relay.may_retry()):
             self._give_up(None)
             return
-        relay, errand = self.relay, self.errand
         desired, live = relay.feed.desired, relay.feed.live
         assert desired is not None
         assert live is not None
@@ -250,7 +260,10 @@ class Journey:
             is_elsewhere_better: whether a peer should ask somebody else.
             has_event: whether the present attempt was written down, so that it has a receipt.
         """
-        fields = id_fields(self.errand.request_id)
+        self.account.close(0, 0)  # unless an event has closed it
+        fields = id_fields(self.errand.request_id) + self.account.fields
+        if isinstance(error, QuotaError):
+            fields += error.fields
         if has_event:
             fields += b"x-madang-site: %b\r\nx-madang-receipt: %b\r\n" % (
                 self.relay.site.encode(),
@@ -337,6 +350,7 @@ class Journey:
             self.exchange.tell_access(200)  # written before the event is durable, so before the answer is complete
         ended_ns = relay.clock.monotonic_ns()
         ttft_ns = None if served.first_token_ns is None else served.first_token_ns - self._started_ns
+        charge = self._settle(served)
         event = UsageEvent(
             event_id=self.event_id,
             request_id=errand.request_id,
@@ -356,7 +370,11 @@ class Journey:
             is_estimated=served.count.is_estimated,
             is_streamed=self.request is not None and self.request.is_stream,
             hops=errand.hops,
+            project_id=errand.project_id,
             priority=errand.priority,
+            tariff_id=self.account.tariff_id,
+            charge_micro_won=charge,
+            overdraw_micro_won=self.account.overdraw(charge),
             started_at_s=self._started_s,
             ttft_s=None if ttft_ns is None else ns_to_s(ttft_ns),
             duration_s=ns_to_s(ended_ns - self._started_ns),
@@ -371,6 +389,16 @@ class Journey:
                 madang_chip=event.chip_kind,
             )
         relay.usage.append(event, on_durable)
+
+    def _settle(self, served: Served) -> int:
+        """Return what an attempt costs, settled here and, for a peer, told with the end of the answer."""
+        count, account = served.count, self.account
+        charge = account.charge(served.outcome, count.prompt_tokens, count.completion_tokens, served.audio_ms)
+        tokens = count.prompt_tokens + count.completion_tokens
+        account.close(charge, tokens)
+        if self.errand.is_admitted:
+            self.exchange.tail = b"%b: %d %d\r\n" % (CHARGE_FIELD, charge, tokens)
+        return charge
 
     def _measure(self, event: UsageEvent, meter: ServiceMeter) -> None:
         meter.prompt_tokens += event.prompt_tokens
@@ -396,6 +424,7 @@ class Journey:
         leg, self._leg = self._leg, None
         if leg is not None:
             leg.on_gone()
+        self.account.close(0, 0)
         self.trace.end(CLIENT_GONE_STATUS, {})  # where the leg has not said more
 
     def on_writable(self, is_writable: bool) -> None:

@@ -169,6 +169,7 @@ class MappedLeg(EngineLeg):
         self._stop()
         error = ApiError(ErrorCode.INVALID_REQUEST, f"the engine refused the request: {text}")
         if self._journey.exchange.is_begun:
+            self._journey.account.close(0, 0)
             self._journey.exchange.cut(self._answers.failed(error.message))
         else:
             self._journey.answer_error(error)

@@ -6,7 +6,7 @@ failure: never a tenant, a key or a request, and never a text that a client chos
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -95,8 +95,12 @@ class Meter(Collector):
         self.rejects: dict[int, int] = {}
         self.peer_refusals: dict[str, int] = {}
         self.commit = Histogram(COMMIT_BUCKETS_S)
+        self.retries_refused = 0
         self.upstream_opened = self.upstream_reused = self.upstream_stale = 0
         self.clients_gone = 0
+        self.quota_refusals: dict[str, int] = {}
+        self.overdraw_micro_won = 0
+        self.read_open_reservations: Callable[[], int] = lambda: 0
         self.access_written = self.access_lost = 0
         self.in_flight = 0
         self.connections = self.connections_max = 0
@@ -131,6 +135,10 @@ class Meter(Collector):
         key = (service, priority, reason)
         self.sheds[key] = self.sheds.get(key, 0) + 1
 
+    def count_quota_refusal(self, reason: str) -> None:
+        """Count a request that a budget or a limit of its key forbade."""
+        self.quota_refusals[reason] = self.quota_refusals.get(reason, 0) + 1
+
     def count_reject(self, status: int) -> None:
         """Count a request that HTTP itself forbids."""
         self.rejects[status] = self.rejects.get(status, 0) + 1
@@ -155,11 +163,18 @@ class Meter(Collector):
         yield _counter(
             "retries", "Attempts that failed before their first byte.", ["service", "reason"], self.retries.items()
         )
+        text = "Attempts that were not made, since too many of late had failed."
+        yield _counter("retries_refused", text, [], [((), self.retries_refused)])
         yield _counter(
             "sheds", "Requests refused for want of room.", ["service", "priority", "reason"], self.sheds.items()
         )
         yield _by_one("http_rejects", "Requests that HTTP itself forbids.", "status", self.rejects)
         yield _by_one("peer_refusals", "Passes of peers that were refused.", "reason", self.peer_refusals)
+        yield _by_one("quota_refusals", "Requests that a budget or a limit forbade.", "reason", self.quota_refusals)
+        text = "What class clinical was let to spend beyond budgets, settled here."
+        yield _counter("overdraw_micro_won", text, [], [((), self.overdraw_micro_won)])
+        reservations = self.read_open_reservations()
+        yield _gauge("open_reservations", "Requests whose worst case is reserved from budgets.", reservations)
         connections = {"opened": self.upstream_opened, "reused": self.upstream_reused, "stale": self.upstream_stale}
         yield _by_one("upstream_connections", "Connections to engines and peers.", "kind", connections)
         yield _counter("access_records", "Access records written.", [], [((), self.access_written)])

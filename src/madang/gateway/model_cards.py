@@ -15,7 +15,7 @@ def make_card(desired: Desired, live: Live | None, caller: Caller, name: str) ->
     `features` are those that every engine of this site has; a service that only peers serve names none, and they
     say what they can do when they are asked.
     """
-    service = service_of(desired, name, caller.tenant_id)
+    service = service_of(desired, name, caller.tenant_id, caller.key_id)
     assert service is not None
     task = desired.task_of(service)
     replicas = () if live is None else live.replicas.get(name, ())

@@ -74,7 +74,7 @@ class OipFront:
 
 def _find_service(desired: Desired, caller: Caller, target: OipTarget) -> Service:
     """Return the service that is asked about; raises ApiError 404 for one, or a version, that the caller has not."""
-    service = service_of(desired, target.model, caller.tenant_id)
+    service = service_of(desired, target.model, caller.tenant_id, caller.key_id)
     if service is None:
         raise unknown_model(target.model)
     if target.version:

@@ -9,6 +9,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from madang.core import ServiceName
+from madang.gateway.account import CHARGE_FIELD
 from madang.gateway.deadline import Deadline
 from madang.gateway.errand import AttemptFailure
 from madang.gateway.feed import LivePeer
@@ -45,6 +46,11 @@ _PASSED_ON = (
     b"x-madang-site",
     b"x-madang-chip",
     b"x-madang-receipt",
+    *(
+        b"x-ratelimit-%b-%b" % (what, kind)  # of a site that admitted what an entry may not read
+        for kind in (b"requests", b"tokens")
+        for what in (b"limit", b"remaining", b"reset")
+    ),
 )
 _ERROR_EVENT = b'data: {"error":'
 _FAILURES = {
@@ -62,6 +68,7 @@ class PeerLeg:
         "_body",
         "_call",
         "_deadline",
+        "_events",
         "_fields",
         "_has_error_event",
         "_is_accepted",
@@ -84,7 +91,7 @@ class PeerLeg:
         self._status = 0
         self._fields: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
-        self._size = 0
+        self._size = self._events = 0
 
     def start(self) -> None:
         """Sign a pass and send the request with it."""
@@ -124,6 +131,11 @@ class PeerLeg:
             is_stream=journey.request is not None and journey.request.is_stream,
             body_sha256=hashlib.sha256(journey.body).digest(),
             kid=session.kid,
+            project_id=errand.project_id,
+            priority=errand.priority.value,
+            charge_day=journey.account.day,
+            covered_micro_won=-1 if journey.account.covered is None else journey.account.covered,
+            is_admitted=not errand.is_transit,
         )
 
     def _content_type(self) -> str:
@@ -148,6 +160,7 @@ class PeerLeg:
         if self._is_over:
             return
         self._stop()
+        self._close_unheard()
         if not self._is_accepted:
             self._journey.supersede_if_unknown()
 
@@ -186,6 +199,7 @@ class PeerLeg:
             return
         if self._is_sse:
             self._has_error_event = _ERROR_EVENT in data
+            self._events += data.count(b"\n\n")
             self._journey.exchange.send(data)
             return
         self._size += len(data)
@@ -198,6 +212,8 @@ class PeerLeg:
         if self._is_over:
             return
         self._end()
+        said = self._fields.get(CHARGE_FIELD, b"")  # trailers have joined the fields by now
+        self._journey.account.close_as_told(said, self._status, self._body, self._events)
         self._journey.tell_end(self._status, madang_site=self._peer.peer.site)
         if self._is_sse:
             self._journey.exchange.end()
@@ -222,7 +238,14 @@ class PeerLeg:
 
     def _passed_on(self) -> bytes:
         fields = self._fields
-        return b"".join(b"%b: %b\r\n" % (name, fields[name]) for name in _PASSED_ON if name in fields)
+        passed = b"".join(b"%b: %b\r\n" % (name, fields[name]) for name in _PASSED_ON if name in fields)
+        return passed + self._journey.account.fields
+
+    def _close_unheard(self) -> None:
+        """Settle what a peer did whose word on it will not come. One that has not accepted has produced nothing."""
+        request = self._journey.request
+        is_stream = not self._is_accepted or self._is_sse or (request is not None and request.is_stream)
+        self._journey.account.close_unheard(self._events, is_stream=is_stream)
 
     def _on_silence(self) -> None:
         """No word within the time a live peer needs: a hole, or a peer in trouble."""
@@ -253,6 +276,7 @@ class PeerLeg:
         journey.attempt_broke(failure, reason)
         message = f"site {self._peer.peer.site} failed in the middle of the answer ({failure})"
         if self._is_sse:
+            self._close_unheard()
             journey.exchange.cut(b"" if self._has_error_event else encode_event(stream_error(message)))
             return
         journey.attempt += 1

@@ -27,6 +27,7 @@ from madang.gateway.peer_leg import REFUSED_FIELD
 from madang.gateway.relay import Relay
 from madang.gateway.site_leg import SiteLeg, SiteLink, find_site_route
 from madang.model import DataClass, PriorityClass
+from madang.model.priority import lower_of
 from madang.policy.residency import is_allowed, stricter
 from madang.wire.openai import Endpoint
 from madang.wire.openai_errors import ApiError, ErrorCode
@@ -94,7 +95,11 @@ class PeerPort:
             self._refuse(exchange, error)
             return
         who = Caller(
-            key_id=found.key_id, tenant_id=found.tenant_id, residency=found.residency, data_class=errand.data_class
+            key_id=found.key_id,
+            tenant_id=found.tenant_id,
+            residency=found.residency,
+            data_class=errand.data_class,
+            project_id=errand.project_id,
         )
         origin = f"site:{errand.entry_site}"
         exchange.access = self._relay.access.open(errand.request_id, who, origin, errand.endpoint.value)
@@ -186,12 +191,20 @@ class PeerPort:
             _refuse_pass("the pass has impossible hops or attempts")
 
     def _errand(self, found: Pass, endpoint: Endpoint) -> Errand:
+        desired = self._relay.desired()
+        priority, project_id = PriorityClass.BATCH, found.project_id
+        if found.hops:
+            priority = class_of_pass(found)
+        is_admitted = found.hops > 0 and found.is_admitted
+        if not is_admitted:
+            terms = self._relay.admission.terms_of(desired, found.key_id, found.tenant_id)
+            priority, project_id = lower_of(priority, terms.priority), terms.project_id
         return Errand(
             request_id=RequestId(found.request_id),
             tenant_id=found.tenant_id,
             key_id=found.key_id,
             residency=found.residency,
-            data_class=judge_residency(found, self._relay.desired()),
+            data_class=judge_residency(found, desired),
             entry_site=found.entry_site,
             endpoint=endpoint,
             path="" if found.path == endpoint.value else found.path,
@@ -199,7 +212,11 @@ class PeerPort:
             service=found.service,
             hops=found.hops,
             is_bound=found.hops == 0,
-            priority=PriorityClass.INTERACTIVE if found.hops else PriorityClass.BATCH,
+            priority=priority,
+            project_id=project_id,
+            is_admitted=is_admitted,
+            charge_day=found.charge_day if is_admitted else 0,
+            covered_micro_won=found.covered_micro_won,
         )
 
     def _refuse(self, exchange: Exchange, error: ApiError) -> None:
@@ -224,11 +241,20 @@ def judge_residency(found: Pass, desired: Desired) -> DataClass:
         if copy is not None and copy.data_class is not None:
             data_class = stricter(data_class, copy.data_class)
     residencies = [one.residency for one in (found, key, tenant) if one is not None]
-    site = desired.site
-    if site is None or not all(is_allowed(residency, data_class, site) for residency in residencies):
+    site, policy = desired.site, desired.key_policies.get(found.key_id)
+    is_barred = policy is not None and policy.sites and desired.site_name not in policy.sites
+    if is_barred or site is None or not all(is_allowed(residency, data_class, site) for residency in residencies):
         message = f"the tenant's residency forbids site {desired.site_name}"
         raise ApiError(ErrorCode.RESIDENCY_VIOLATION, message)
     return data_class
+
+
+def class_of_pass(found: Pass) -> PriorityClass:
+    """Return the class that an entry gave a request; raises ApiError 401 for one that is not known here."""
+    try:
+        return PriorityClass(found.priority)
+    except ValueError as error:
+        raise ApiError(ErrorCode.INVALID_KEY, "the pass has a priority that is not known here") from error
 
 
 def _guarded(found: Pass) -> str:

@@ -8,6 +8,7 @@ import asyncio
 
 from madang.core import Clock, Entropy, EventId, ReplicaId, RequestId, SiteId, draw_unit, make_request_id
 from madang.gateway.access_log import AccessLog
+from madang.gateway.admission import Admission
 from madang.gateway.feed import Desired, FeedWatcher, Live
 from madang.gateway.inflight import InFlightTable
 from madang.gateway.metrics import Meter
@@ -16,6 +17,7 @@ from madang.gateway.target import TimeLimits
 from madang.gateway.tracing import Tracing
 from madang.gateway.upstream import UpstreamPool
 from madang.gateway.usage_log import UsageLog
+from madang.machine.retry_budget import RetryBudget
 from madang.policy.routing import PeerChoice, ReplicaChoice, Route, ToPeer, ToReplica, View
 from madang.runtime.telemetry import EventLog
 from madang.wire.openai_errors import ApiError, ErrorCode
@@ -81,6 +83,7 @@ class Relay:
         access: AccessLog,
         meter: Meter,
         tracing: Tracing,
+        admission: Admission,
         log: EventLog,
     ) -> None:
         """Keep the parts; see their modules."""
@@ -95,10 +98,12 @@ class Relay:
         self.access = access
         self.meter = meter
         self.tracing = tracing
+        self.admission = admission
         self._log = log
         self._chance = b""
         self._durations_s: dict[str, float] = {}
         self.suspects = Suspects(loop)
+        self.retries = RetryBudget()
         self.site = SiteId(settings.site)
         self.limits = TimeLimits(settings.first_byte_timeout_s, settings.stall_timeout_s)
 
@@ -146,6 +151,12 @@ class Relay:
             peers = tuple(map(self._judge, peers))
         duration_s = self._durations_s.get(service, 0.0)
         return View(site=self.site, sites=desired.sites, replicas=tuple(replicas), peers=peers, duration_s=duration_s)
+
+    def may_retry(self) -> bool:
+        """Return whether one more attempt may be made for a request whose attempt failed, and count it."""
+        is_allowed = self.retries.take(self.loop.time())
+        self.meter.retries_refused += not is_allowed
+        return is_allowed
 
     def learn_duration(self, service: str, duration_s: float) -> None:
         """Remember how long requests of a service take of late; the catalog bounds how many services there are."""

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 from madang.core import RequestId
 from madang.gateway.access import Caller, check_entry, identify, owner_of
 from madang.gateway.access_log import FIELD_CHARS_MAX
+from madang.gateway.admission import PRIORITY_FIELD, Terms, priority_of
 from madang.gateway.errand import Errand
 from madang.gateway.exchange import JSON_TYPE, Exchange
 from madang.gateway.feed import Desired, service_of
@@ -57,6 +58,7 @@ class TenantPort:
             if isinstance(endpoint, OipTarget) and isinstance(endpoint.asked, OipQuestion):
                 self._oip.answer(exchange, desired, caller, request_id, endpoint, self._is_served)
                 return
+            terms = self._relay.admission.check(desired, caller)
             if endpoint is None:
                 body = self._models(desired, caller, exchange.head.path)
                 self._relay.meter.count_request(label, 200, self._relay.site)
@@ -68,7 +70,7 @@ class TenantPort:
                 self._site_link.open(exchange, caller, request_id, endpoint)
                 return
             self._relay.check_open()
-            errand = self._errand(request_id, caller, endpoint, exchange.head.path)
+            errand = self._errand(request_id, caller, endpoint, terms, exchange)
             if IDEMPOTENCY_FIELD in exchange.head.fields:
                 OnceJourney(self._relay, exchange, errand, self._once)
             else:
@@ -90,9 +92,12 @@ class TenantPort:
         assert isinstance(journey, Journey)
         journey.begin(body)
 
-    def _errand(self, request_id: RequestId, caller: Caller, target: Endpoint | OipTarget, path: str) -> Errand:
+    def _errand(
+        self, request_id: RequestId, caller: Caller, target: Endpoint | OipTarget, terms: Terms, exchange: Exchange
+    ) -> Errand:
         endpoint = target if isinstance(target, Endpoint) else target.asked
         assert isinstance(endpoint, Endpoint)
+        path = exchange.head.path
         return Errand(
             request_id=request_id,
             tenant_id=caller.tenant_id,
@@ -103,6 +108,8 @@ class TenantPort:
             endpoint=endpoint,
             is_transit=caller.is_transit,
             path="" if path == endpoint.value else path,
+            priority=priority_of(exchange.head.fields.get(PRIORITY_FIELD), terms.priority),
+            project_id=terms.project_id,
         )
 
     def _models(self, desired: Desired, caller: Caller, path: str) -> bytes:
@@ -117,7 +124,7 @@ class TenantPort:
     def _is_served(self, desired: Desired, caller: Caller, name: str) -> bool:
         """Return whether the tenant may use a service and somebody legal serves it now, if only from a queue."""
         live = self._relay.feed.live
-        if live is None or service_of(desired, name, caller.tenant_id) is None:
+        if live is None or service_of(desired, name, caller.tenant_id, caller.key_id) is None:
             return False
         ask = Ask(
             service=name,

@@ -22,18 +22,20 @@ class RetryBudget:
     EARNED_PER_REQUEST of the requests, and EARNED_PER_S of the seconds, added.
     """
 
-    __slots__ = ("_held", "_seen_s", "refused")
+    __slots__ = ("_held", "_seen_s")
 
     def __init__(self) -> None:
-        """Start full; `refused` counts the attempts that were not allowed."""
+        """Start full."""
         self._held = HELD_MAX
         self._seen_s: float | None = None
-        self.refused = 0
 
     def earn(self) -> None:
         """Count a request that was taken."""
-        held = self._held + EARNED_PER_REQUEST
-        self._held = held if held < HELD_MAX else HELD_MAX
+        self._held = min(HELD_MAX, self._held + EARNED_PER_REQUEST)
+
+    def drain(self) -> None:
+        """Forget what was saved up, as after a long storm."""
+        self._held = 0.0
 
     def take(self, now_s: float) -> bool:
         """Return whether another attempt may be made at a monotonic instant, and count it if so."""
@@ -41,7 +43,6 @@ class RetryBudget:
         self._held = min(HELD_MAX, self._held + EARNED_PER_S * max(0.0, now_s - seen_s))
         self._seen_s = max(seen_s, now_s)
         if self._held < 1.0:
-            self.refused += 1
             return False
         self._held -= 1.0
         return True

@@ -18,4 +18,9 @@ class PriorityClass(StrEnum):
         return _RANKS[self]
 
 
+def lower_of(first: PriorityClass, second: PriorityClass) -> PriorityClass:
+    """Return the less urgent of two classes."""
+    return first if _RANKS[first] >= _RANKS[second] else second
+
+
 _RANKS = {PriorityClass.CLINICAL: 0, PriorityClass.INTERACTIVE: 1, PriorityClass.BATCH: 2}

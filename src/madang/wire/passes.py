@@ -16,8 +16,8 @@ import hmac
 
 import msgspec
 
-from madang.core import KeyId, Rejected, RequestId, ServiceName, SiteId, TenantId
-from madang.model import Residency
+from madang.core import KeyId, ProjectId, Rejected, RequestId, ServiceName, SiteId, TenantId
+from madang.model import PriorityClass, Residency
 
 PASS_HEADER = "x-madang-pass"
 PROBE_PATH = "/probe"
@@ -37,6 +37,15 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
         hops: gateways passed so far, at most HOPS_MAX.
         issued_at_s, deadline_s: wall time; refused outside of it, with skew allowed by the verifier.
         body_sha256: raw digest of the request body, so that the MAC covers it.
+        project_id: whose budget the entry has reserved from; empty for none.
+        priority: the class that the request is served and charged in; a word of `PriorityClass`.
+        charge_day: Korean day, in days since 1970-01-01, whose tariff it is charged by, so that both ends choose the
+            same one at midnight; 0 leaves that to the serving site.
+        covered_micro_won: what the budgets cover; what it costs beyond is overdraw. -1 where they cover all.
+        is_admitted: the entry has judged limits and budgets. An entry that may not read the body cannot, and leaves
+            that to the serving site.
+
+    The last five came later: a pass without them is one of an entry that knows no money, which nobody pays for.
     """
 
     request_id: RequestId
@@ -56,6 +65,11 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
     body_sha256: bytes
     kid: str
     version: int = 1
+    project_id: ProjectId = ProjectId("")
+    priority: str = PriorityClass.INTERACTIVE.value
+    charge_day: int = 0
+    covered_micro_won: int = -1
+    is_admitted: bool = True
 
 
 def _mac(key: bytes, payload: bytes) -> bytes:

@@ -71,11 +71,24 @@ def read_plain_chat(body: bytes) -> ApiRequest | None:
     )
 
 
+def tokens_wanted(request: ApiRequest) -> int | None:
+    """Return how many tokens each answer may have at most, None where the client leaves that to the service."""
+    plain = request.form
+    if type(plain) is not PlainChat:
+        limit: int | None = request.fields.get("max_tokens")
+        return limit
+    wanted = _wanted(plain)
+    return None if wanted is UNSET else wanted
+
+
+def _wanted(plain: PlainChat) -> int | UnsetType:
+    wanted = plain.max_completion_tokens
+    return plain.max_tokens if wanted is UNSET else wanted
+
+
 def plain_engine_body(plain: PlainChat, service: Service, *, is_whole: bool) -> bytes:
     """Return what the engine is sent, as `madang.wire.openai.upstream_body` does."""
-    wanted = plain.max_completion_tokens
-    if wanted is UNSET:
-        wanted = plain.max_tokens
+    wanted = _wanted(plain)
     context = service.context_tokens
     return _encoder.encode(
         _EngineBody(

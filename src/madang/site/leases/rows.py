@@ -64,9 +64,7 @@ def save_pots(connection: sa.Connection, changes: Iterable[tuple[int, int, SiteP
         .where(LEASE_POT.c.number == sa.bindparam("which"))
         .values(slot=sa.bindparam("new_slot"), state=sa.bindparam("new_state"))
     )
-    rows = [
-        {"which": number, "new_slot": slot, "new_state": msgspec.json.encode(pot)} for number, slot, pot in changes
-    ]
+    rows = [{"which": number, "new_slot": slot, "new_state": msgspec.json.encode(pot)} for number, slot, pot in changes]
     if rows:
         connection.execute(statement, rows)
 

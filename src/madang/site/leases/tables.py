@@ -165,4 +165,3 @@ def open_tables(folder: Path, worker: int) -> WorkerTables | None:
         return WorkerTables(folder, worker)
     except Unavailable:
         return None
-
