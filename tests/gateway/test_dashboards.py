@@ -25,6 +25,7 @@ def series() -> dict[str, set[str]]:
     meter.of("s", "cpu", "interactive").ttft.observe(0.1)
     meter.count_retry("s", "connect")
     meter.count_shed("s", "batch", "overloaded")
+    meter.count_quota_refusal("budget")
     meter.count_reject(400)
     meter.count_peer_refusal("expired")
     meter.count_handshake("ok")
