@@ -272,16 +272,20 @@ def hand_back(pot: SitePot, amount: int) -> SitePot:
     return pot if amount <= 0 else msgspec.structs.replace(pot, returned=pot.returned + amount)
 
 
-def plan_issue(pot: SitePot, live: Mapping[str, int], needs: Mapping[str, int]) -> dict[str, int]:
+def plan_issue(
+    pot: SitePot, live: Mapping[str, int], needs: Mapping[str, int], floor_max: int | None = None
+) -> dict[str, int]:
     """Return what to give to which worker now.
 
     Args:
         pot: as it is.
         live: of each worker that lives, what it spends in the time a refill takes, micro-won.
         needs: what a request at a worker lacks.
+        floor_max: the most that a worker is kept above without spending anything; None means without limit.
 
     A worker in need comes first. The others are kept above what they spend in that time and, so that a first request
-    need not wait, above an even part of half of what is left.
+    need not wait, above an even part of half of what is left. What a worker holds when the machine loses power counts
+    as spent, so that part should be no more than first requests take.
     """
     free, gifts = pot.free, {}
     for life, needed in sorted(needs.items()):
@@ -289,6 +293,8 @@ def plan_issue(pot: SitePot, live: Mapping[str, int], needs: Mapping[str, int]) 
             gifts[life] = needed
             free -= needed
     floor = max(0, pot.left) // (2 * max(1, len(live)))
+    if floor_max is not None:
+        floor = min(floor, floor_max)
     for life, spending in sorted(live.items()):
         share = pot.shares.get(life, WorkerShare())
         at_hand = share.held - share.spent + gifts.get(life, 0)

@@ -99,7 +99,6 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
             there were policies has none, and no limits.
         expires_at_s: wall time, seconds; None means never.
         is_revoked: true from the moment the owner said so.
-        has_policy: a `KeyPolicy` exists; where the tenant is known, the key is not served without it.
     """
 
     key_id: KeyId

@@ -17,6 +17,7 @@ from madang.runtime.admin_http import NotFound, json_response
 from madang.site.access_api import add_access_routes
 from madang.site.audit import ROWS_PER_PAGE_MAX, append_audit, read_audit
 from madang.site.desired import read_refusals
+from madang.site.leases.routes import add_lease_routes
 from madang.site.nodes import NodeState, write_cordon
 from madang.site.outbox import read_totals
 from madang.site.parts import SiteParts, find_closed_reason
@@ -30,6 +31,7 @@ def make_router(parts: SiteParts) -> APIRouter:
     _add_status(router, parts)
     _add_desired(router, parts)
     _add_observed(router, parts)
+    add_lease_routes(router, parts)
     _add_records(router, parts)
     add_access_routes(router, parts)
     _add_actions(router, parts)

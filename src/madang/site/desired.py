@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from madang.core import Conflict, Rejected
-from madang.model import ApiKey, Assignment, CatalogEntry, Service, Site, Tenant
+from madang.model import ApiKey, Assignment, CatalogEntry, KeyPolicy, Project, Service, Site, Tariff, Tenant
 from madang.site.tables import DESIRED_ITEM, DESIRED_REFUSED, META
 from madang.wire.bus import DesiredItem, state_hash
 
@@ -33,6 +33,9 @@ _decoders: Mapping[str, tuple[msgspec.json.Decoder[msgspec.Struct], str]] = {
     "service": (msgspec.json.Decoder(Service), "name"),
     "model": (msgspec.json.Decoder(CatalogEntry), "name"),
     "assignment": (msgspec.json.Decoder(Assignment), "service"),
+    "project": (msgspec.json.Decoder(Project), "project_id"),
+    "key_policy": (msgspec.json.Decoder(KeyPolicy), "key_id"),
+    "tariff": (msgspec.json.Decoder(Tariff), "tariff_id"),
 }
 
 
@@ -206,6 +209,9 @@ class DesiredView:
         self.services: dict[str, Service] = {}
         self.models: dict[str, CatalogEntry] = {}
         self.assignments: dict[str, Assignment] = {}
+        self.projects: dict[str, Project] = {}
+        self.key_policies: dict[str, KeyPolicy] = {}
+        self.tariffs: dict[str, Tariff] = {}
         self.unreadable: dict[tuple[str, str], str] = {}
         """Items that are held and that this release cannot read, with the reason."""
         self._digests: dict[tuple[str, str], str] = {}
@@ -222,8 +228,8 @@ class DesiredView:
         self._hash = None
 
     def _clear(self) -> None:
-        for facts in (self.sites, self.tenants, self.keys, self.services, self.models, self.assignments):
-            facts.clear()
+        for kind in _decoders:
+            self._facts_of(kind).clear()
         self.unreadable.clear()
         self._digests.clear()
 
@@ -256,6 +262,9 @@ class DesiredView:
             "service": self.services,
             "model": self.models,
             "assignment": self.assignments,
+            "project": self.projects,
+            "key_policy": self.key_policies,
+            "tariff": self.tariffs,
         }
         found = named.get(kind, {})
         assert isinstance(found, dict)

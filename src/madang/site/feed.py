@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from madang.core import Clock, MadangError, SiteId, Unavailable, ns_to_s
 from madang.machine.feed_slots import SLOTS_MAX, SlotTable, assign_slots
-from madang.model import ReplicaObserved, ReplicaPhase
+from madang.model import KeyPolicy, Project, ReplicaObserved, ReplicaPhase
 from madang.runtime.files import replace_file
 from madang.runtime.telemetry import EventLog
 from madang.site.desired import DesiredView, read_meta, write_meta
@@ -57,7 +57,16 @@ def make_snapshot(site: str, view: DesiredView) -> GatewaySnapshot:
         tenants=tuple(view.tenants[name] for name in sorted(view.tenants)),
         services=tuple(view.services[name] for name in sorted(view.services)),
         models=tuple(view.models[name] for name in sorted(view.models) if name in named),
+        projects=tuple(view.projects[name] for name in sorted(view.projects) if _is_known(view, view.projects[name])),
+        key_policies=tuple(
+            view.key_policies[name] for name in sorted(view.key_policies) if _is_known(view, view.key_policies[name])
+        ),
+        tariffs=tuple(view.tariffs[name] for name in sorted(view.tariffs)),
     )
+
+
+def _is_known(view: DesiredView, fact: Project | KeyPolicy) -> bool:
+    return fact.tenant_id in view.tenants
 
 
 def remove_leftovers(feed_dir: Path) -> None:

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from madang.core import Clock, Entropy, NodeId
 from madang.runtime.bus import Bus, BusLogin
 from madang.runtime.files import read_secret
+from madang.runtime.machine_boot import read_boot
 from madang.runtime.store import Store, sqlite_url
 from madang.runtime.telemetry import EventLog
 from madang.site.access_archive import AccessArchive
@@ -24,6 +25,8 @@ from madang.site.forwarder import Forwarder
 from madang.site.guard import GuardedStore
 from madang.site.intake import Importer, OutboxGauge
 from madang.site.kex import load_identity
+from madang.site.leases.keeper import LeaseKeeper
+from madang.site.leases.talk import LeaseTalk
 from madang.site.link import HubLink
 from madang.site.metrics import MetricSources, make_registry
 from madang.site.node_link import NodeClient
@@ -69,6 +72,8 @@ class SiteParts:
     replicas: Replicas
     feed: FeedWriter
     pulse: Pulse
+    leases: LeaseKeeper
+    lease_talk: LeaseTalk
     tenant_data: TenantData
     registry: CollectorRegistry
 
@@ -124,7 +129,7 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
     """Make all parts.
 
     Raises:
-        Unavailable: the identity is missing or open to others, naming the file.
+        Unavailable: the identity is missing or open to others, naming the file; or Linux does not name its boot.
         Rejected: it is damaged.
     """
     identity = load_identity(read_secret(identity_file(settings)))
@@ -148,6 +153,8 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
     replicas = Replicas(book=kit.book, feed_dir=settings.feed_dir, store=kit.store)
     peers = _make_peers(kit, identity, replicas)
     tenant_data = _make_tenant_data(kit, replicas, peers)
+    leases = _make_leases(kit)
+    lease_talk = _make_lease_talk(kit, leases)
     sources = _make_sources(
         kit,
         agent=agent,
@@ -157,6 +164,8 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         tenant_data=tenant_data,
         access=access,
         receipts=receipts,
+        leases=leases,
+        lease_talk=lease_talk,
     )
     return SiteParts(
         settings=settings,
@@ -183,6 +192,8 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         replicas=replicas,
         feed=_make_feed(kit, replicas, access, peers),
         pulse=_make_pulse(kit),
+        leases=leases,
+        lease_talk=lease_talk,
         tenant_data=tenant_data,
         registry=make_registry(sources),
     )
@@ -358,3 +369,21 @@ def _make_pulse(kit: _Kit) -> Pulse:
         nodes=kit.book,
         clock=kit.clock,
     )
+
+
+def _make_leases(kit: _Kit) -> LeaseKeeper:
+    return LeaseKeeper(
+        site=kit.settings.name,
+        feed_dir=kit.settings.feed_dir,
+        boot=read_boot(),
+        store=kit.store,
+        view=kit.view,
+        is_linked=kit.link.check,
+        clock=kit.clock,
+        entropy=kit.entropy,
+        log=kit.log,
+    )
+
+
+def _make_lease_talk(kit: _Kit, leases: LeaseKeeper) -> LeaseTalk:
+    return LeaseTalk(site=kit.settings.name, keeper=leases, bus=kit.bus, link=kit.link, log=kit.log)

@@ -159,3 +159,15 @@ RECEIPT_INDEX = sa.Table(
     sa.Column("tree_id", sa.Integer, primary_key=True, autoincrement=False),
     sqlite_with_rowid=False,
 )
+
+# Money leased from the hub. `number` names a pot to the gateway workers and is never used again, not even by another
+# database of this site; `state` is a `machine.lease.SitePot` as JSON; `slot` is -1 until the pot is in their tables.
+LEASE_POT = sa.Table(
+    "lease_pot",
+    METADATA,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("key", sa.String(256), nullable=False, unique=True),
+    sa.Column("slot", sa.Integer, nullable=False),
+    sa.Column("ends_at_s", sa.Float, nullable=False),
+    sa.Column("state", sa.LargeBinary, nullable=False),
+)

@@ -42,7 +42,7 @@ class GatewaySnapshot(msgspec.Struct, frozen=True, kw_only=True):
         tenants: tenants whose residency allows this site (or grants transit through it).
         models: catalog entries that `services` name.
         projects, key_policies: of `tenants`.
-        tariffs: of `services`, those in force and those to come.
+        tariffs: every one, past ones too: what was begun under one is charged by it.
     """
 
     site: SiteId

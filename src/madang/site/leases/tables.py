@@ -34,6 +34,7 @@ from madang.wire.purse import (
     WORKER_NAME,
     WORKER_WORDS,
     grants_name,
+    worker_name,
 )
 
 WORKERS_MAX = 256
@@ -56,8 +57,12 @@ class WorkerTables:
     def __init__(self, folder: Path, worker: int) -> None:
         """Map them; raises Unavailable when the worker's is not there yet."""
         self.worker = worker
-        self._own = MappedWords(folder / f"purse-{worker}.bin", WORKER_BYTES, is_writer=False)
-        self._grants = MappedWords(folder / grants_name(worker), GRANTS_BYTES, is_writer=True)
+        self._own = MappedWords(folder / worker_name(worker), WORKER_BYTES, is_writer=False)
+        try:
+            self._grants = MappedWords(folder / grants_name(worker), GRANTS_BYTES, is_writer=True)
+        except Unavailable:
+            self._own.close()
+            raise
         self.inode = self._own.inode
         self._seen = b""
         self._life = 0
@@ -149,13 +154,20 @@ class WorkerTables:
 
 
 def find_workers(folder: Path) -> dict[int, int]:
-    """Return the workers that ever had a table, with the inode of each."""
+    """Return the workers that have a table, with the inode of each.
+
+    Raises:
+        Unavailable: the folder cannot be read; that is not the same as no tables, with which money would be gone.
+    """
     found: dict[int, int] = {}
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(folder):
-            match = WORKER_NAME.match(entry.name)
-            if match and int(match[1]) < WORKERS_MAX:
-                found[int(match[1])] = entry.inode()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                match = WORKER_NAME.match(entry.name)
+                if match and int(match[1]) < WORKERS_MAX:
+                    found[int(match[1])] = entry.inode()
+    except OSError as error:
+        raise Unavailable(f"cannot look for purses in {folder}: {error.strerror}") from error
     return found
 
 
