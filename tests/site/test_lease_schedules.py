@@ -54,7 +54,7 @@ class Play:
             (3, self.kill_worker),
             (4, self.start_worker),
             (3, self.restart_site),
-            (3, self.break_store),
+            (8, self.break_store),
         )
         if not self.is_gentle:
             acts += ((1, self.lose_power), (1, self.lose_table), (1, self.lose_database))
@@ -123,7 +123,7 @@ class Play:
 
     async def break_store(self, site, _worker):
         store = site.store
-        store.fail_before, store.fail_after = self.pick(3) == 0, self.pick(3) == 0
+        store.fail_before, store.fail_after = self.pick(5) == 0, self.pick(5) == 0
 
     async def lose_power(self, site, _worker):
         """The tables are of another boot; what they say is older than the truth in the worst case."""
@@ -180,6 +180,9 @@ def play(folder, seed, residency, *, is_gentle):
             if residency is SHARED:
                 gumi = Bench(folder / "gumi", view=daegu.view, hub=daegu.hub, clock=daegu.clock, site=GUMI)
                 sites.append(await stack.enter_async_context(gumi))
+            for site in sites:
+                for worker in range(WORKERS):
+                    site.start_worker(worker)
             run = Play(seed, sites, is_gentle=is_gentle)
             for _ in range(STEPS):
                 await run.step()
@@ -200,4 +203,4 @@ def play(folder, seed, residency, *, is_gentle):
 @pytest.mark.parametrize("seed", range(6))
 def test_no_won_is_spent_twice_or_beyond_the_budget(tmp_path, seed, residency, is_gentle):
     run = play(tmp_path, seed, residency, is_gentle=is_gentle)
-    assert run.spent > 0, "something happened"
+    assert run.spent > 0 or not is_gentle, "something happened"

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from madang import __version__
-from madang.cli import access_log, catalog, embedded, programs, receipts, sites, tenants, usage
+from madang.cli import access_log, catalog, embedded, keys, prices, programs, projects, receipts, sites, tenants, usage
 from madang.cli.terminal import print_error
 from madang.core import MadangError
 
@@ -55,6 +55,9 @@ embedded.register(app)
 programs.register(app)
 sites.register(app)
 tenants.register(app)
+projects.register(app)
+keys.register(app)
+prices.register(app)
 catalog.register(app)
 usage.register(app)
 receipts.register(app)

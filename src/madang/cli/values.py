@@ -1,4 +1,4 @@
-"""Texts on the command line as values: residency, durations, instants, files of facts.
+"""Texts on the command line as values: residency, durations, instants, amounts of won, files of facts.
 
 Owns their grammar. Refuses to read anything but the files it is given. Called by the commands.
 """
@@ -16,6 +16,8 @@ from madang.model import Residency, ResidencyScope
 from madang.model.price import MICRO_WON_PER_WON
 
 _DURATION = re.compile(r"(\d{1,9})([smhdw])\Z")
+_WON = re.compile(r"(\d{1,15}|\d{1,3}(?:,\d{3}){1,4})(?:\.(\d{1,6}))?\Z", re.ASCII)
+_COUNT = re.compile(r"\d{1,12}\Z", re.ASCII)
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -73,11 +75,38 @@ def render_instant(value: object) -> str:
     return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
+def parse_won(text: str) -> int:
+    """Return an amount in won, such as `1500`, `1,500` or `0.000001`, as micro-won, exactly; raises Rejected."""
+    match = _WON.match(text.strip())
+    if match is None:
+        raise Rejected(
+            f"amount {text!r} is not valid: expected won, with at most six places",
+            next_step="for example 30000, 30,000 or 0.25",
+        )
+    return int(match[1].replace(",", "")) * MICRO_WON_PER_WON + int((match[2] or "").ljust(6, "0"))
+
+
+def parse_won_or_none(text: str) -> int | None:
+    """Return an amount as `parse_won` does, None for `none`."""
+    return None if text.strip() == "none" else parse_won(text)
+
+
+def parse_count_or_none(text: str) -> int | None:
+    """Return a whole number, None for `none`; raises Rejected."""
+    if text.strip() == "none":
+        return None
+    if not _COUNT.match(text.strip()):
+        raise Rejected(f"{text!r} is not valid: expected a whole number, or none")
+    return int(text)
+
+
 def render_won(micro_won: object) -> str:
-    """Return an amount in won, to four places where it is not whole, `-` for none."""
+    """Return an amount in won, exactly, with separators of thousands; `-` for none."""
     if not isinstance(micro_won, int):
         return "-"
-    return f"{micro_won / MICRO_WON_PER_WON:,.4f}".rstrip("0").rstrip(".")
+    whole, rest = divmod(abs(micro_won), MICRO_WON_PER_WON)
+    places = f".{rest:06d}".rstrip("0").rstrip(".")
+    return f"{'-' if micro_won < 0 else ''}{whole:,}{places}"
 
 
 def read_facts(path: Path, table: str, kind: type[T]) -> tuple[T, ...]:
