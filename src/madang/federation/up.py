@@ -39,7 +39,9 @@ from madang.federation.state import (
 )
 from madang.federation.waiting import Culprit, PartView, Watcher
 from madang.node.artifacts import FetchProgress
+from madang.policy.pricing import kst_day
 from madang.runtime.admin_client import AdminClient
+from madang.runtime.clock import SystemClock
 
 UP_WAIT_S = 180.0
 _ASK_WAIT_S = 30.0
@@ -160,9 +162,13 @@ def _first_day(layout: Layout, credentials: Credentials, options: UpOptions, scr
             enrol(layout, hub, credentials, screen.say)
         if options.has_demo and not state.is_demo_applied:
             _await_hub(layout, credentials, options, screen)
-            screen.say("hub", "takes tenants, keys, models and services")
+            screen.say("hub", "takes tenants, keys, models, services and example prices")
             credentials = apply_demo(
-                hub, builtin_catalog(), credentials, lambda new: write_credentials(layout.credentials_path, new)
+                hub,
+                builtin_catalog(),
+                credentials,
+                lambda new: write_credentials(layout.credentials_path, new),
+                lambda: kst_day(SystemClock().wall_s()),
             )
             state = read_state(layout.state_dir)
             assert state is not None

@@ -41,7 +41,7 @@ KEPT_S = 3 * DAY_S
 """A pot is forgotten so long after its period ended; nothing can settle in it by then."""
 SETTLING_S = DAY_S
 """For so long after its period the hub hears of what settles in a pot, and is given back what it asks for."""
-FLOOR_REQUESTS = 64
+FLOOR_REQUESTS = 256
 """A worker is kept above so many of the dearest requests. Power loss costs what workers hold: nobody knows what of it
 was spent. So that is little beside a budget, and enough that first requests need not wait."""
 CONTEXT_TOKENS = 8192
