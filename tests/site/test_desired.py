@@ -2,11 +2,13 @@
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from madang.core import Conflict, KeyId, Rejected, SiteId, TenantId
-from madang.model import ApiKey, Residency, ResidencyScope, Tenant
+from madang.core import Conflict, KeyId, ProjectId, Rejected, ServiceName, SiteId, TenantId
+from madang.model import ApiKey, KeyPolicy, PriorityClass, Project, Residency, ResidencyScope, Tariff, Tenant
+from madang.model.lease import PotKey
 from madang.runtime.store import open_engine, sqlite_url, upgrade_schema
 from madang.site.desired import (
     REFUSALS_MAX,
@@ -16,11 +18,17 @@ from madang.site.desired import (
     apply_snapshot,
     check_item,
     read_desired,
+    read_meta,
     read_refusals,
     record_refusals,
+    write_meta,
 )
+from madang.site.feed import make_snapshot
+from madang.site.leases.rows import add_pots, read_life, read_pots
 from madang.site.resync import BYTES_MAX, PARTS_MAX, ResyncBuffer
+from madang.site.tables import LEASE_POT
 from madang.wire import bus
+from madang.wire.feed import decode_snapshot, encode_feed
 
 DAEGU = SiteId("daegu")
 ANYWHERE = Residency(scope=ResidencyScope.ANY)
@@ -266,3 +274,76 @@ def test_a_spec_that_a_later_release_wrote_does_not_stop_the_site(held):
     assert view.tenants == {}
     assert ("tenant", "a") in view.unreadable
     assert view.state_hash == held.view.state_hash
+
+
+def test_projects_limits_and_prices_are_applied_and_removed(held):
+    facts = {
+        "project": Project(project_id=ProjectId("ward"), tenant_id=TenantId("clinic"), title="w"),
+        "key_policy": KeyPolicy(key_id=KeyId("k1"), tenant_id=TenantId("clinic"), project_id=ProjectId("ward")),
+        "tariff": Tariff(
+            tariff_id="chat.batch.2026-01-01",
+            service=ServiceName("chat"),
+            priority=PriorityClass.BATCH,
+            valid_from="2026-01-01",
+            request_micro_won=5,
+        ),
+    }
+    names = {"project": "ward", "key_policy": "k1", "tariff": "chat.batch.2026-01-01"}
+    held.take(*(bus.make_desired_item(DAEGU, kind, names[kind], 1, fact) for kind, fact in facts.items()))
+    for view in (held.view, held.read_again()):
+        assert view.projects == {"ward": facts["project"]}
+        assert view.key_policies == {"k1": facts["key_policy"]}
+        assert view.tariffs == {"chat.batch.2026-01-01": facts["tariff"]}
+        assert view.unreadable == {}
+    hash_before = held.view.state_hash
+    held.take(*(bus.make_desired_item(DAEGU, kind, name, 2, None) for kind, name in names.items()))
+    assert (held.view.projects, held.view.key_policies, held.view.tariffs) == ({}, {}, {})
+    assert held.view.state_hash != hash_before
+    held.take(bus.make_desired_item(DAEGU, "project", "ward", 3, facts["project"]))
+    held.snapshot(4)
+    assert held.view.projects == {}
+
+
+def test_an_item_under_anothers_name_is_refused():
+    project = Project(project_id=ProjectId("ward"), tenant_id=TenantId("clinic"), title="w")
+    with pytest.raises(Rejected, match="holds the project"):
+        check_item(bus.make_desired_item(DAEGU, "project", "other", 1, project), "daegu")
+
+
+def test_the_gateway_is_told_of_what_its_tenants_may_do_and_of_every_price():
+    view = DesiredView()
+    view.tenants["clinic"] = make_tenant("clinic")
+    for name, tenant in (("ward", "clinic"), ("stray", "gone")):
+        view.projects[name] = Project(project_id=ProjectId(name), tenant_id=TenantId(tenant), title="w")
+        view.key_policies[name] = KeyPolicy(
+            key_id=KeyId(name), tenant_id=TenantId(tenant), project_id=ProjectId("ward")
+        )
+    for day in ("2026-02-01", "2026-01-01"):
+        view.tariffs[f"chat.batch.{day}"] = Tariff(
+            tariff_id=f"chat.batch.{day}", service=ServiceName("chat"), priority=PriorityClass.BATCH, valid_from=day
+        )
+    snapshot = decode_snapshot(encode_feed(make_snapshot("daegu", view)))
+    assert [project.project_id for project in snapshot.projects] == ["ward"]
+    assert [policy.key_id for policy in snapshot.key_policies] == ["ward"]
+    assert [tariff.valid_from for tariff in snapshot.tariffs] == ["2026-01-01", "2026-02-01"]
+
+
+def test_a_database_of_the_release_before_gets_the_table_of_leases(tmp_path):
+    engine = open_engine(sqlite_url(tmp_path / "old.db"))
+    upgrade_schema(engine, "madang.site:migrations")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE lease_pot")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0004'")
+        write_meta(connection, "kept", "yes")
+    upgrade_schema(engine, "madang.site:migrations")
+    with engine.begin() as connection:
+        life = read_life(connection, "ab" * 8)
+        (row,) = add_pots(
+            connection, [(PotKey(scope="tenant", account="c", period="day", label="2026-09-24"), 5.0)], life
+        )
+        assert read_meta(connection, "kept") == "yes"
+        assert read_pots(connection) == [row]
+        assert {column["name"] for column in sa.inspect(connection).get_columns("lease_pot")} == {
+            column.name for column in LEASE_POT.columns
+        }
+    engine.dispose()

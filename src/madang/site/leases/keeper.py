@@ -351,6 +351,7 @@ class LeaseKeeper:
                 if after.returned > held.pot.returned:
                     self._wake(held)
                 if after != held.pot:
+                    held.is_due = True  # the hub grants no more before it hears that this arrived
                     changes.append((held, after))
                 self._hint(held)
             await self._store_all(changes)

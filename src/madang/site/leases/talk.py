@@ -99,8 +99,9 @@ class LeaseTalk:
         self._link.note_contact()
         if answer.error:
             raise Unavailable(f"the hub grants nothing now: {answer.error}")
-        if answer.life == self._keeper.life:
-            await self._keeper.take_answers(answer.pots)
+        if answer.life != self._keeper.life:
+            raise Unavailable(f"the hub answered to life {answer.life!r}, not to {self._keeper.life!r}")
+        await self._keeper.take_answers(answer.pots)
 
     def _note(self, what: str, trouble: str) -> None:
         if bool(trouble) == (what in self._troubled):
