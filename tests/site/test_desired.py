@@ -24,7 +24,7 @@ from madang.site.desired import (
     write_meta,
 )
 from madang.site.feed import make_snapshot
-from madang.site.leases.rows import add_pots, read_life, read_pots
+from madang.site.leases.rows import Mark, add_pots, begin_life, read_pots
 from madang.site.resync import BYTES_MAX, PARTS_MAX, ResyncBuffer
 from madang.site.tables import LEASE_POT
 from madang.wire import bus
@@ -337,11 +337,12 @@ def test_a_database_of_the_release_before_gets_the_table_of_leases(tmp_path):
         write_meta(connection, "kept", "yes")
     upgrade_schema(engine, "madang.site:migrations")
     with engine.begin() as connection:
-        life = read_life(connection, "ab" * 8)
+        life, is_older = begin_life(connection, "ab" * 8, Mark())
         (row,) = add_pots(
             connection, [(PotKey(scope="tenant", account="c", period="day", label="2026-09-24"), 5.0)], life
         )
         assert read_meta(connection, "kept") == "yes"
+        assert not is_older
         assert read_pots(connection) == [row]
         assert {column["name"] for column in sa.inspect(connection).get_columns("lease_pot")} == {
             column.name for column in LEASE_POT.columns

@@ -253,6 +253,36 @@ async def test_a_lost_database_begins_again_and_what_it_held_counts_as_spent_at_
 
 
 @on_bench
+async def test_a_database_restored_from_a_copy_is_taken_for_a_lost_one(bench):
+    bench.set(make_tenant(1000, residency=SHARED))
+    await bench.turn(3)
+    bench.stop()
+    copy = (bench.folder / "site.db").read_bytes()
+    assert not list(bench.folder.glob("site.db-*")), "closed, so nothing is in its log"
+    await bench.start()
+    life = bench.keeper.life
+    bench.set(make_tenant(100, residency=SHARED))
+    await bench.turn(4)
+    assert bench.row()["held_micro_won"] == 100, "handed back, which the copy does not know"
+    bench.set(make_tenant(1000, residency=SHARED))
+    async with Bench(
+        bench.folder.parent / "gumi", view=bench.view, hub=bench.hub, clock=bench.clock, site=GUMI
+    ) as gumi:
+        gumi.start_worker()
+        await gumi.turn(3)
+        bench.stop()
+        (bench.folder / "site.db").write_bytes(copy)
+        await bench.start()
+        assert bench.keeper.life != life
+        assert bench.events().count("lease_database_restored") == 1
+        await bench.turn(3)
+        held = bench.row()["held_micro_won"] + gumi.row()["held_micro_won"]
+        assert held + bench.hub_pot().holdings[f"daegu/{life}"].held <= 1000
+    await bench.restart()
+    assert bench.events().count("lease_database_restored") == 1, "the new life is its own"
+
+
+@on_bench
 async def test_a_budget_that_is_lowered_is_handed_back(bench):
     await funded(bench, 1000)
     bench.take(300).settle(300)

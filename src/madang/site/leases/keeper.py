@@ -29,12 +29,22 @@ from madang.runtime.telemetry import EventLog
 from madang.site.desired import DesiredView
 from madang.site.guard import GuardedStore
 from madang.site.leases.held import Held
-from madang.site.leases.rows import PotRow, add_pots, read_life, read_pots, remove_pots, save_pots
+from madang.site.leases.rows import (
+    Mark,
+    PotRow,
+    add_pots,
+    begin_life,
+    read_mark,
+    read_pots,
+    remove_pots,
+    save_pots,
+)
 from madang.site.leases.workers import Workers
 from madang.site.signal import Signal
 from madang.wire.leases import PotAnswer, PotAsk
 from madang.wire.purse import DIRECTORY_FILE, SLOTS_MAX, PurseDirectory, encode_directory
 
+MARK_FILE = "lease-mark.json"
 NEAR_S = 2 * DAY_S
 """A pot is in the workers' tables from so long before its period begins."""
 KEPT_S = 3 * DAY_S
@@ -88,6 +98,7 @@ class LeaseKeeper:
         """
         self._site = SiteId(site)
         self._directory = feed_dir / DIRECTORY_FILE
+        self._mark = feed_dir / MARK_FILE
         self._store = store
         self._view = view
         self._is_linked = is_linked
@@ -111,7 +122,10 @@ class LeaseKeeper:
     async def load(self) -> None:
         """Take what an earlier life stored; raises as the store does."""
         fresh = self._entropy.token_bytes(8).hex()
-        self.life = await self._store.write(lambda connection: read_life(connection, fresh))
+        mark = read_mark(self._mark)
+        self.life, is_older = await self._store.write(lambda connection: begin_life(connection, fresh, mark))
+        if is_older:
+            self._log.error("lease_database_restored", next_step="what it held before counts as spent at the hub")
         for row in await self._store.read(read_pots):
             self._hold(row)
 
@@ -305,7 +319,9 @@ class LeaseKeeper:
             return
         rows = [(held.row.number, held.row.slot, pot) for held, pot in changes]
         try:
-            await self._store.write(lambda connection: save_pots(connection, rows))
+            writes = await self._store.write(lambda connection: save_pots(connection, rows))
+            # Not durable: after power loss it is older than the database, which then is believed.
+            replace_file(self._mark, msgspec.json.encode(Mark(life=self.life, writes=writes)), mode=0o600)
         except MadangError:
             self._stirred.update(held.row.key for held, _ in changes)
             self.workers.forget()

@@ -1,6 +1,7 @@
 """Pots in the site's database. Owns their rows; refuses to change what they say."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from madang.site.tables import LEASE_POT
 
 _LIFE = "lease_life"
 _NUMBER = "lease_number"
+_WRITES = "lease_writes"
 _NUMBERS_PER_LIFE_BITS = 22
 _decoder = msgspec.json.Decoder(SitePot)
 
@@ -27,12 +29,33 @@ class PotRow(msgspec.Struct, frozen=True, kw_only=True):
     pot: SitePot
 
 
-def read_life(connection: sa.Connection, fresh: str) -> str:
-    """Return the name of this database, which is `fresh` if it never had one: no other ever bears it."""
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a database is: kept beside it, so that an older copy of it is known for what it is.
+
+    Attributes:
+        life: of the database.
+        writes: of pots, so far.
+    """
+
+    life: str = ""
+    writes: int = 0
+
+
+def begin_life(connection: sa.Connection, fresh: str, mark: Mark) -> tuple[str, bool]:
+    """Return the name of this database, and whether it was found to be older than its mark.
+
+    It is `fresh` if it never had one: no other ever bears it. A copy that was restored does not know what it gave away
+    since, so it forgets its pots and begins as if it were lost.
+    """
     life = read_meta(connection, _LIFE)
-    if not life:
-        write_meta(connection, _LIFE, fresh)
-    return life or fresh
+    is_older = bool(life) and life == mark.life and int(read_meta(connection, _WRITES) or 0) < mark.writes
+    if life and not is_older:
+        return life, False
+    connection.execute(LEASE_POT.delete())
+    write_meta(connection, _LIFE, fresh)
+    write_meta(connection, _NUMBER, "")
+    write_meta(connection, _WRITES, "")
+    return fresh, is_older
 
 
 def read_pots(connection: sa.Connection) -> list[PotRow]:
@@ -77,8 +100,8 @@ def _first_number(life: str) -> int:
     return int(life[:10], 16) << _NUMBERS_PER_LIFE_BITS
 
 
-def save_pots(connection: sa.Connection, changes: Iterable[tuple[int, int, SitePot]]) -> None:
-    """Store number, slot and state of some pots."""
+def save_pots(connection: sa.Connection, changes: Iterable[tuple[int, int, SitePot]]) -> int:
+    """Store slot and state of some pots, by number; return how many such writes there were."""
     statement = (
         LEASE_POT.update()
         .where(LEASE_POT.c.number == sa.bindparam("which"))
@@ -87,6 +110,17 @@ def save_pots(connection: sa.Connection, changes: Iterable[tuple[int, int, SiteP
     rows = [{"which": number, "new_slot": slot, "new_state": msgspec.json.encode(pot)} for number, slot, pot in changes]
     if rows:
         connection.execute(statement, rows)
+    writes = int(read_meta(connection, _WRITES) or 0) + 1
+    write_meta(connection, _WRITES, str(writes))
+    return writes
+
+
+def read_mark(path: Path) -> Mark:
+    """Return the mark in a file, an empty one where there is none that can be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Mark)
+    except (OSError, msgspec.MsgspecError):
+        return Mark()
 
 
 def remove_pots(connection: sa.Connection, numbers: Iterable[int]) -> None:
