@@ -77,7 +77,7 @@ async def run_site(settings: SiteSettings, clock: Clock, entropy: Entropy, log: 
         await parts.access.load()
         await parts.replicas.load()
         await parts.tenant_data.prepare()
-        await parts.leases.load()
+        await parts.leases.keeper.load()
         server = AdminServer(Doors(make_app(parts), make_internal(parts)), settings.listen_host, settings.port)
         port = await server.start()
         log.info("site_serving", port=port, boot_id=parts.boot_id, version=madang.__version__)
@@ -91,7 +91,7 @@ async def run_site(settings: SiteSettings, clock: Clock, entropy: Entropy, log: 
         for client in parts.clients.values():
             await client.close()
         await parts.tenant_data.close()
-        parts.leases.close()
+        parts.leases.keeper.close()
         parts.database.close()
 
 
@@ -131,7 +131,7 @@ def list_loops(parts: SiteParts) -> dict[str, Coroutine[Any, Any, None]]:
         "replan": _replan_on_change(parts),
         "upkeep": _keep_up(parts),
         **parts.tenant_data.loops(),
-        **parts.lease_talk.loops(),
+        **parts.leases.loops(),
     }
     for name, client in parts.clients.items():
         loops[f"observe_{name}"] = client.run_observe()

@@ -22,7 +22,6 @@ from madang.site.desired import DesiredView
 from madang.site.forwarder import Forwarder
 from madang.site.guard import GuardedStore
 from madang.site.intake import Importer, OutboxGauge
-from madang.site.leases.keeper import LeaseKeeper
 from madang.site.leases.talk import LeaseTalk
 from madang.site.link import HubLink
 from madang.site.nodes import NodeBook
@@ -48,8 +47,7 @@ class MetricSources:
     tenant_data: TenantData
     access: AccessArchive
     receipts: ReceiptBook
-    leases: LeaseKeeper
-    lease_talk: LeaseTalk
+    leases: LeaseTalk
     clock: Clock
 
 
@@ -74,9 +72,13 @@ GAUGES: tuple[tuple[str, str, Reader], ...] = (
     ("madang_site_files_size_bytes", "Their content together.", lambda s: s.tenant_data.files.size_bytes),
     ("madang_site_batches_unfinished", "Batches that are not over.", lambda s: s.tenant_data.runner.running),
     ("madang_site_batches_at_work", "Batches that have begun.", lambda s: s.tenant_data.runner.at_work),
-    ("madang_site_lease_pots", "Budgets' periods that money is leased for.", lambda s: s.leases.pots),
-    ("madang_site_lease_pots_short", "Of them, those in which a request lacks money.", lambda s: s.leases.pots_short),
-    ("madang_site_lease_workers", "Gateway workers that are given money.", lambda s: s.leases.workers.count),
+    ("madang_site_lease_pots", "Budgets' periods that money is leased for.", lambda s: s.leases.keeper.pots),
+    (
+        "madang_site_lease_pots_short",
+        "Of them, those in which a request lacks money.",
+        lambda s: s.leases.keeper.pots_short,
+    ),
+    ("madang_site_lease_workers", "Gateway workers that are given money.", lambda s: s.leases.keeper.workers.count),
 )
 
 COUNTERS: tuple[tuple[str, str, Reader], ...] = (
@@ -106,8 +108,8 @@ COUNTERS: tuple[tuple[str, str, Reader], ...] = (
     ("madang_site_files_stored_total", "Files stored, results included.", lambda s: s.tenant_data.files.uploaded_total),
     ("madang_site_files_expired_total", "Files destroyed in time.", lambda s: s.tenant_data.files.purged_total),
     ("madang_site_batch_waits_total", "Times a line found no room.", lambda s: s.tenant_data.counts.waits),
-    ("madang_site_lease_asks_total", "Messages about leases sent to the hub.", lambda s: s.lease_talk.asks_total),
-    ("madang_site_lease_asks_failed_total", "Those not granted.", lambda s: s.lease_talk.asks_failed_total),
+    ("madang_site_lease_asks_total", "Messages about leases sent to the hub.", lambda s: s.leases.asks_total),
+    ("madang_site_lease_asks_failed_total", "Those not granted.", lambda s: s.leases.asks_failed_total),
     ("madang_site_batch_retries_total", "Tries without a result.", lambda s: s.tenant_data.counts.again),
 )
 

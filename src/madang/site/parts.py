@@ -72,8 +72,7 @@ class SiteParts:
     replicas: Replicas
     feed: FeedWriter
     pulse: Pulse
-    leases: LeaseKeeper
-    lease_talk: LeaseTalk
+    leases: LeaseTalk
     tenant_data: TenantData
     registry: CollectorRegistry
 
@@ -125,16 +124,8 @@ class _Kit:
     book: NodeBook
 
 
-def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: EventLog) -> SiteParts:
-    """Make all parts.
-
-    Raises:
-        Unavailable: the identity is missing or open to others, naming the file; or Linux does not name its boot.
-        Rejected: it is damaged.
-    """
-    identity = load_identity(read_secret(identity_file(settings)))
-    database = Store(sqlite_url(settings.state_dir / "site.db"))
-    kit = _Kit(
+def _make_kit(settings: SiteSettings, database: Store, clock: Clock, entropy: Entropy, log: EventLog) -> _Kit:
+    return _Kit(
         settings=settings,
         boot_id=entropy.token_bytes(8).hex(),
         clock=clock,
@@ -148,13 +139,24 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         gauge=OutboxGauge(),
         book=NodeBook(tuple(node.name for node in settings.nodes), clock),
     )
+
+
+def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: EventLog) -> SiteParts:
+    """Make all parts.
+
+    Raises:
+        Unavailable: the identity is missing or open to others, naming the file; or Linux does not name its boot.
+        Rejected: it is damaged.
+    """
+    identity = load_identity(read_secret(identity_file(settings)))
+    database = Store(sqlite_url(settings.state_dir / "site.db"))
+    kit = _make_kit(settings, database, clock, entropy, log)
     receipts, access = _make_receipts(kit, identity), _make_access(kit, identity)
     agent, importer, forwarder = _make_agent(kit), _make_importer(kit, receipts), _make_forwarder(kit)
     replicas = Replicas(book=kit.book, feed_dir=settings.feed_dir, store=kit.store)
     peers = _make_peers(kit, identity, replicas)
     tenant_data = _make_tenant_data(kit, replicas, peers)
     leases = _make_leases(kit)
-    lease_talk = _make_lease_talk(kit, leases)
     sources = _make_sources(
         kit,
         agent=agent,
@@ -165,7 +167,6 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         access=access,
         receipts=receipts,
         leases=leases,
-        lease_talk=lease_talk,
     )
     return SiteParts(
         settings=settings,
@@ -193,7 +194,6 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         feed=_make_feed(kit, replicas, access, peers),
         pulse=_make_pulse(kit),
         leases=leases,
-        lease_talk=lease_talk,
         tenant_data=tenant_data,
         registry=make_registry(sources),
     )
@@ -371,8 +371,8 @@ def _make_pulse(kit: _Kit) -> Pulse:
     )
 
 
-def _make_leases(kit: _Kit) -> LeaseKeeper:
-    return LeaseKeeper(
+def _make_leases(kit: _Kit) -> LeaseTalk:
+    keeper = LeaseKeeper(
         site=kit.settings.name,
         feed_dir=kit.settings.feed_dir,
         boot=read_boot(),
@@ -383,7 +383,4 @@ def _make_leases(kit: _Kit) -> LeaseKeeper:
         entropy=kit.entropy,
         log=kit.log,
     )
-
-
-def _make_lease_talk(kit: _Kit, leases: LeaseKeeper) -> LeaseTalk:
-    return LeaseTalk(site=kit.settings.name, keeper=leases, bus=kit.bus, link=kit.link, log=kit.log)
+    return LeaseTalk(site=kit.settings.name, keeper=keeper, bus=kit.bus, link=kit.link, log=kit.log)

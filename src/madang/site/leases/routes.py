@@ -11,7 +11,7 @@ from madang.site.parts import SiteParts
 
 def add_lease_routes(router: APIRouter, parts: SiteParts) -> None:
     """Add the routes."""
-    view, leases = parts.view, parts.leases
+    view, keeper = parts.view, parts.leases.keeper
 
     @router.get("/projects", tags=["desired"])
     async def list_projects() -> Response:
@@ -31,8 +31,8 @@ def add_lease_routes(router: APIRouter, parts: SiteParts) -> None:
         return json_response(
             {
                 "site": parts.settings.name,
-                "life": leases.life,
+                "life": keeper.life,
                 "hub_link": parts.link.state,
-                "budgets": leases.list_budgets(is_all=is_all),
+                "budgets": keeper.list_budgets(is_all=is_all),
             }
         )

@@ -36,10 +36,11 @@ class LeaseTalk:
             log: gets what stops refilling, once, and its recovery.
 
         Attributes:
+            keeper: the same.
             asks_total, asks_failed_total: messages to the hub, and those that it did not grant.
         """
         self._site = site
-        self._keeper = keeper
+        self.keeper = keeper
         self._bus = bus
         self._link = link
         self._log = log
@@ -55,7 +56,7 @@ class LeaseTalk:
         """Keep the workers' tables filled, for ever."""
         while True:
             try:
-                await self._keeper.tick()
+                await self.keeper.tick()
                 self._note("workers", "")
             except MadangError as error:
                 self._note("workers", str(error))
@@ -66,18 +67,18 @@ class LeaseTalk:
         loop = asyncio.get_running_loop()
         all_at = 0.0
         while True:
-            seen = self._keeper.woken.level
+            seen = self.keeper.woken.level
             await self._bus.wait_connected()
             is_all = loop.time() >= all_at
             try:
-                await self._ask_all(self._keeper.list_asks(is_all=is_all))
+                await self._ask_all(self.keeper.list_asks(is_all=is_all))
                 all_at = loop.time() + ALL_PERIOD_S if is_all else all_at
                 self._note("hub", "")
             except MadangError as error:
                 all_at = 0.0
                 self._note("hub", str(error))
             await asyncio.sleep(ASK_GAP_S)
-            await self._keeper.woken.wait(seen, ASK_PERIOD_S)
+            await self.keeper.woken.wait(seen, ASK_PERIOD_S)
 
     async def _ask_all(self, asks: list[PotAsk]) -> None:
         """Tell the hub, a message at a time; what does not reach it is told again."""
@@ -86,22 +87,22 @@ class LeaseTalk:
                 await self._ask(asks[start : start + POTS_PER_ASK_MAX])
             except MadangError:
                 self.asks_failed_total += 1
-                self._keeper.note_asked(is_answered=False)
-                self._keeper.mark_due(asks[start:])
+                self.keeper.note_asked(is_answered=False)
+                self.keeper.mark_due(asks[start:])
                 raise
-            self._keeper.note_asked(is_answered=True)
+            self.keeper.note_asked(is_answered=True)
 
     async def _ask(self, asks: list[PotAsk]) -> None:
         self.asks_total += 1
-        ask = LeaseAsk(site=SiteId(self._site), life=self._keeper.life, pots=tuple(asks))
+        ask = LeaseAsk(site=SiteId(self._site), life=self.keeper.life, pots=tuple(asks))
         message = await self._bus.request(lease_subject(self._site), encode_lease(ask), timeout_s=ANSWER_TIMEOUT_S)
         answer = decode_answer(message.data)
         self._link.note_contact()
         if answer.error:
             raise Unavailable(f"the hub grants nothing now: {answer.error}")
-        if answer.life != self._keeper.life:
-            raise Unavailable(f"the hub answered to life {answer.life!r}, not to {self._keeper.life!r}")
-        await self._keeper.take_answers(answer.pots)
+        if answer.life != self.keeper.life:
+            raise Unavailable(f"the hub answered to life {answer.life!r}, not to {self.keeper.life!r}")
+        await self.keeper.take_answers(answer.pots)
 
     def _note(self, what: str, trouble: str) -> None:
         if bool(trouble) == (what in self._troubled):
