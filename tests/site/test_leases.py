@@ -382,7 +382,7 @@ async def test_money_held_back_for_others_is_free_again_when_the_hub_is_gone(ben
     held = bench.row()["held_micro_won"]
     for _ in range(20):
         await bench.tick()
-    assert bench.take((held - 200) // 2) is not None, "within what the site still holds, as the overshoot says"
+    assert await bench.get((held - 200) // 2) is not None, "within what the site still holds, as the overshoot says"
 
 
 @on_bench
