@@ -223,10 +223,10 @@ class ServerConnection(asyncio.Protocol):
         if exchange.is_over:
             return
         length, limits = head.content_length, self._port.limits
-        if length <= len(self._buffer) and length <= limits.body_bytes_max and not head.is_chunked:
-            if exchange.upload is None:
-                self._take_whole_body(exchange, length)
-                return
+        is_here = length <= len(self._buffer) and length <= limits.body_bytes_max and not head.is_chunked
+        if is_here and exchange.upload is None:
+            self._take_whole_body(exchange, length)
+            return
         self._begin_body(head, limits)
 
     def _take_whole_body(self, exchange: Exchange, length: int) -> None:
