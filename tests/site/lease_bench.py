@@ -11,7 +11,8 @@ import msgspec
 from tests.site.fresh_database import open_database
 
 from madang.core import ServiceName, SiteId, TenantId, Unavailable
-from madang.gateway.purse import Purse, Reservation
+from madang.gateway.purse import Purse
+from madang.gateway.reservation import Draw, Shortage
 from madang.machine.lease import Ask, HubPot, answer
 from madang.machine.lease_accounts import list_lines
 from madang.machine.lease_periods import labels_ahead
@@ -245,8 +246,12 @@ class Bench:
 
     def take(self, amount, worker=0, lines=(DAY_LINE,), *, may_overdraw=False):
         """Reserve on a worker; the reservation, or None when it is refused."""
-        found = self.purses[worker].reserve(lines, amount, CLINIC, may_overdraw=may_overdraw)
-        return found if isinstance(found, Reservation) else None
+        found = self._reserve(amount, worker, lines, may_overdraw=may_overdraw)
+        return None if isinstance(found, Shortage) else found
+
+    def _reserve(self, amount, worker, lines, *, may_overdraw):
+        draw = Draw(tuple(lines), CLINIC)
+        return self.purses[worker].reserve(draw, amount, self.clock.wall_s(), may_overdraw=may_overdraw)
 
     async def get(self, amount, **options):
         """Reserve, coming again a few times as a refused client does."""
@@ -258,8 +263,8 @@ class Bench:
         return None
 
     def shortage(self, amount, worker=0, lines=(DAY_LINE,)):
-        found = self.purses[worker].reserve(lines, amount, CLINIC, may_overdraw=False)
-        assert not isinstance(found, Reservation)
+        found = self._reserve(amount, worker, lines, may_overdraw=False)
+        assert isinstance(found, Shortage)
         return found
 
     # --- turns

@@ -17,7 +17,7 @@ from collections import deque
 from pathlib import Path
 
 from madang.core import Clock, RequestId, ns_to_s
-from madang.gateway.access import Caller
+from madang.gateway.feed import Caller
 from madang.gateway.locks import take_lock
 from madang.gateway.usage_log import Disk, SystemDisk
 from madang.policy.residency import HANDLING

@@ -14,10 +14,9 @@ than was surely produced: a lease is then spent a little early, and no budget is
 """
 
 from madang.core import Clock, KeyId, ProjectId, ServiceName, TenantId
-from madang.gateway.access import Caller
 from madang.gateway.account import NO_ACCOUNT, Account
 from madang.gateway.errand import Errand
-from madang.gateway.feed import Desired
+from madang.gateway.feed import Caller, Desired
 from madang.gateway.key_rates import Excess, KeyRates, rates_of
 from madang.gateway.metrics import Meter
 from madang.gateway.purse import Purse

@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import msgspec
+
 from madang.core import Clock, KeyId, ProjectId, Rejected, SiteId, TenantId, ns_to_s
 from madang.gateway.target import Target, parse_target
 from madang.model import (
     ApiKey,
     CatalogEntry,
+    DataClass,
     EngineFeature,
     KeyPolicy,
     Project,
@@ -51,6 +54,28 @@ OWN = SiteId("")
 T = TypeVar("T")
 
 
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant's key that was accepted here.
+
+    Attributes:
+        project_id: whose budget it uses; empty where that is not known.
+        is_transit: this site may only pass the request on, unread.
+        is_barred: this site may not even do that; all it may do is to say where else to go.
+        is_redirect_wanted: the tenant would rather be sent to the nearest legal site than served through an entry.
+        expires_at_s: when the key does, wall time; None means never.
+    """
+
+    key_id: KeyId
+    tenant_id: TenantId
+    residency: Residency
+    data_class: DataClass
+    is_transit: bool = False
+    project_id: ProjectId = ProjectId("")
+    is_barred: bool = False
+    is_redirect_wanted: bool = False
+    expires_at_s: float | None = None
+
+
 class Desired:
     """Applied desired state, indexed. Immutable once made."""
 
@@ -62,6 +87,7 @@ class Desired:
             keys_by_sha256: by raw digest.
             key_policies: by key.
             prices: every tariff.
+            callers: keys that were used here, by raw digest, with what follows for each; worked out when first used.
             narrowed: what keys with sites of their own may use, each worked out when it is first used.
         """
         self.generation = snapshot.generation
@@ -77,6 +103,7 @@ class Desired:
         self.key_policies: dict[KeyId, KeyPolicy] = {policy.key_id: policy for policy in snapshot.key_policies}
         self.prices = PriceBook(snapshot.tariffs)
         self.narrowed: dict[KeyId, Residency] = {}
+        self.callers: dict[bytes, Caller] = {}
 
     def task_of(self, service: Service) -> Task | None:
         """Return what a service's model does, or None when the catalog entry is not here."""

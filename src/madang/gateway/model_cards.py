@@ -3,8 +3,7 @@
 Owns the card's facts. Refuses to judge who may see it: the tenants' port does.
 """
 
-from madang.gateway.access import Caller
-from madang.gateway.feed import Desired, Live, service_of
+from madang.gateway.feed import Caller, Desired, Live, service_of
 from madang.wire.openai import Endpoint
 from madang.wire.openai_answers import ModelCard
 

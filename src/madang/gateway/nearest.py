@@ -9,9 +9,8 @@ import re
 import msgspec
 
 from madang.core import RequestId
-from madang.gateway.access import Caller
 from madang.gateway.exchange import JSON_TYPE, Exchange
-from madang.gateway.feed import Desired, Live
+from madang.gateway.feed import Caller, Desired, Live
 from madang.gateway.relay import Relay, id_fields
 from madang.model import Site
 from madang.policy.nearest import NEAR_MAX, LegalSite, SiteHealth, choose_redirect, rank_sites

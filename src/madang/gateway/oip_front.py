@@ -11,9 +11,8 @@ import msgspec
 
 import madang
 from madang.core import RequestId
-from madang.gateway.access import Caller
 from madang.gateway.exchange import JSON_TYPE, Exchange
-from madang.gateway.feed import Desired, service_of
+from madang.gateway.feed import Caller, Desired, service_of
 from madang.gateway.journey import check_version, unknown_model
 from madang.gateway.relay import Relay, id_fields
 from madang.model import Service

@@ -17,11 +17,10 @@ from collections import OrderedDict
 from typing import NoReturn
 
 from madang.core import KeyId, Rejected, RequestId, SiteId, site_of_request
-from madang.gateway.access import Caller
 from madang.gateway.access_log import FIELD_CHARS_MAX
 from madang.gateway.errand import Errand
 from madang.gateway.exchange import Exchange
-from madang.gateway.feed import OWN, Desired, Live
+from madang.gateway.feed import OWN, Caller, Desired, Live
 from madang.gateway.journey import Journey
 from madang.gateway.peer_leg import REFUSED_FIELD
 from madang.gateway.relay import Relay

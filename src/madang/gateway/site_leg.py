@@ -11,10 +11,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 from madang.core import MadangError, Rejected, RequestId
-from madang.gateway.access import Caller, residency_error
+from madang.gateway.access import residency_error
 from madang.gateway.deadline import Deadline
 from madang.gateway.exchange import Exchange
-from madang.gateway.feed import Desired
+from madang.gateway.feed import Caller, Desired
 from madang.gateway.relay import Relay, id_fields
 from madang.gateway.site_call import SiteCall
 from madang.gateway.target import Target, parse_target

@@ -7,12 +7,12 @@ body taken. Refuses to serve: journeys do.
 from urllib.parse import unquote
 
 from madang.core import RequestId
-from madang.gateway.access import Caller, check_entry, identify, owner_of
+from madang.gateway.access import check_entry, identify, owner_of
 from madang.gateway.access_log import FIELD_CHARS_MAX
 from madang.gateway.admission import PRIORITY_FIELD, Terms, priority_of
 from madang.gateway.errand import Errand
 from madang.gateway.exchange import JSON_TYPE, Exchange
-from madang.gateway.feed import Desired, service_of
+from madang.gateway.feed import Caller, Desired, service_of
 from madang.gateway.journey import Journey, unknown_model
 from madang.gateway.model_cards import make_card
 from madang.gateway.nearest import SITES_PATH, NearestSites
