@@ -28,7 +28,21 @@ from madang.federation.toml_text import render_toml
 from madang.gateway.settings import GatewaySettings
 from madang.hub.bootstrap import prepare_hub
 from madang.hub.settings import HubSettings
-from madang.model import Artifact, ArtifactFile, CatalogEntry, Residency, ResidencyScope, Service, Task, Tenant
+from madang.model import (
+    Artifact,
+    ArtifactFile,
+    Budget,
+    CatalogEntry,
+    PriorityClass,
+    Residency,
+    ResidencyScope,
+    Service,
+    Tariff,
+    Task,
+    Tenant,
+)
+from madang.model.price import MICRO_WON_PER_WON
+from madang.policy.pricing import kst_day
 from madang.runtime.admin_client import AdminClient
 from madang.runtime.files import write_secret
 from madang.runtime.nats import nats_server_path
@@ -39,6 +53,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SITE, TENANT, SERVICE = "bench", TenantId("bench-tenant"), ServiceName("synthetic")
 SLOTS = 4096
 """More than any load has clients: the engine never counts as full."""
+BUDGET, RATE = 10**15, 10**9
+"""As much as may be: what a request costs is asked, not what a refusal does."""
 FILE = ArtifactFile(name="none", size_bytes=1, sha256="0" * 64)
 """Never fetched: the node that would is a stand-in."""
 MEMORY = Path("/dev/shm")
@@ -205,7 +221,7 @@ def until(condition: Any, what: str, find_trouble: Any) -> None:
 
 
 def make_facts(hub: AdminClient) -> str:
-    """Make a tenant, a model and a service at the hub, and return a key."""
+    """Make a tenant with budgets, a model, a service and its price at the hub, and return a key with limits."""
     artifact = Artifact(
         artifact_id="none", engine="llama_cpp", chip_kinds=(CHIP_KIND,), files=(FILE,), memory_bytes=1 << 20
     )
@@ -215,10 +231,24 @@ def make_facts(hub: AdminClient) -> str:
     hub.call("POST", "/api/v1/models", entry)
     hub.call("PUT", f"/api/v1/services/{SERVICE}", Service(name=SERVICE, model=entry.name, slots=SLOTS))
     tenant = Tenant(
-        tenant_id=TENANT, title="Bench", residency=Residency(scope=ResidencyScope.REGION, places=("bench",))
+        tenant_id=TENANT,
+        title="Bench",
+        residency=Residency(scope=ResidencyScope.REGION, places=("bench",)),
+        budget=Budget(day_micro_won=BUDGET, month_micro_won=BUDGET),
     )
     hub.call("POST", "/api/v1/tenants", tenant)
-    return str(hub.call("POST", "/api/v1/keys", {"tenant_id": TENANT})["api_key"])
+    tariff = Tariff(
+        tariff_id="",
+        service=SERVICE,
+        priority=PriorityClass.INTERACTIVE,
+        valid_from=kst_day(time.time()),
+        prompt_micro_won_per_million=300 * MICRO_WON_PER_WON,
+        completion_micro_won_per_million=1200 * MICRO_WON_PER_WON,
+    )
+    body = {name: value for name, value in msgspec.to_builtins(tariff).items() if name != "tariff_id"}
+    hub.call("POST", "/api/v1/tariffs", body)
+    key = {"tenant_id": TENANT, "requests_per_minute": RATE, "tokens_per_minute": RATE, "streams_max": SLOTS}
+    return str(hub.call("POST", "/api/v1/keys", key)["api_key"])
 
 
 class Ours(Carrier):

@@ -40,6 +40,7 @@ class FakeDisk(SystemDisk):
     def __init__(self) -> None:
         self.append_error: OSError | None = None
         self.create_error: OSError | None = None
+        self.bug: Exception | None = None
         self.appends = 0
         self.gate = threading.Event()
         self.gate.set()
@@ -52,6 +53,8 @@ class FakeDisk(SystemDisk):
     def append(self, descriptor: int, data: bytes) -> None:
         self.gate.wait(10)
         self.appends += 1
+        if self.bug is not None:
+            raise self.bug
         if self.append_error is not None:
             os.write(descriptor, data[:-3])
             raise self.append_error
@@ -216,6 +219,20 @@ def test_the_end_writes_what_waits(tmp_path: Path, disk: FakeDisk, make_bench: M
     assert [number for number, _ in bench.told] == list(range(50))
     assert sum(len(events) for _, events in read(tmp_path)) == 50
     assert disk.appends <= 4, "magic, and at most a few groups"
+
+
+def test_a_bug_in_the_thread_is_told_and_nothing_is_taken_from_then_on(disk: FakeDisk, make_bench: MakeBench) -> None:
+    died: list[BaseException] = []
+    bench = make_bench(on_death=died.append)
+    disk.bug = RuntimeError("a bug, for the test")
+    bench.append(0)
+    wait_until(lambda: died, "the death is told")
+    bench.append(1)
+    wait_until(lambda: bench.told, "the next one is refused, not kept waiting")
+    assert died == [disk.bug]
+    assert bench.told[0][0] == 1
+    assert "a bug, for the test" in bench.told[0][1]
+    bench.stop()
 
 
 def test_the_queue_is_bounded(tmp_path: Path, disk: FakeDisk, make_bench: MakeBench) -> None:

@@ -117,6 +117,7 @@ class GatewayWorker:
             observe_commit=self.meter.commit.observe,
             disk=disk,
             rider=self.access.write,
+            on_death=self._die,
         )
         self._inflight = InFlightTable(settings.feed_dir, worker)
         self.tls = self._read_certificate(clock)
@@ -299,6 +300,14 @@ class GatewayWorker:
         self.meter.certificate_not_after_s = 0.0 if self.tls is None else self.tls.not_after_s
         self._timers = [timer for timer in self._timers if not timer.cancelled() and timer.when() > self._loop.time()]
         self._timers.append(self._loop.call_later(OTHERS_PERIOD_S, self._look_for_others))
+
+    def _die(self, error: BaseException) -> None:
+        """End the program by its task group: without its log a worker could answer nothing to the end."""
+
+        async def raise_it() -> None:
+            raise error
+
+        self._spawn(raise_it())
 
     def _note_no_snapshot(self) -> None:
         if not self.feed.is_ready:

@@ -115,6 +115,7 @@ class UsageLog:
         rider: Callable[[], None] = lambda: None,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
         records_waiting_max: int = RECORDS_WAITING_MAX,
+        on_death: Callable[[BaseException], None] | None = None,
         retry_period_s: float = RETRY_PERIOD_S,
     ) -> None:
         """Make a log; `start` opens it.
@@ -130,6 +131,8 @@ class UsageLog:
             rider: called on the log's thread before each commit, to write what must be there by then; never raises.
             segment_bytes_max: a segment over it is followed by the next.
             records_waiting_max: more are refused.
+            on_death: told on the loop's thread when the log's thread died of a bug: nothing is durable from then on, so
+                the worker must end.
             retry_period_s: how often a log that cannot be written is tried again.
         """
         self._folder = folder
@@ -142,6 +145,7 @@ class UsageLog:
         self._records_waiting_max = records_waiting_max
         self._retry_period_s = retry_period_s
         self._rider = rider
+        self._on_death = on_death
         self._failure = ""
         # The loop's own: what waits, whether a commit is under way or due, and when the last began.
         self._waiting: list[Record] = []
@@ -222,6 +226,15 @@ class UsageLog:
     # --- the thread
 
     def _run(self) -> None:
+        try:
+            self._write_groups()
+        except BaseException as error:
+            self._failure = f"the usage log of {self._folder} died: {error!r}"
+            if self._on_death is None:
+                raise
+            self._loop.call_soon_threadsafe(self._on_death, error)
+
+    def _write_groups(self) -> None:
         while (group := self._groups.get()) is not None:
             self._rider()
             if group:

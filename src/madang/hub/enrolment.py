@@ -23,6 +23,8 @@ USERS_PER_SITE_MAX = 20
 """Credentials of one site that are valid at a time; with one more, the oldest is revoked."""
 
 _IDENTITY = re.compile(r"[0-9a-f]{64}\Z")
+_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}\.?\Z")
 _REGION = re.compile(r"[a-z0-9_-]{1,32}\Z")
 _NATION = re.compile(r"[a-z]{2}\Z")
 
@@ -97,9 +99,19 @@ def _check(request: Enrolment) -> None:
             raise Rejected(f"site {request.name}: {field} is {getattr(request, field)!r}, expected {expected}")
     for field in ("tenant_url", "peer_url"):
         url = getattr(request, field)
-        parts = urlsplit(url)
-        if url and not (parts.scheme in ("http", "https") and parts.netloc and parts.path == ""):
+        if url and not _is_origin(url):
             raise Rejected(f"site {request.name}: {field} is {url!r}, expected http(s)://host:port without a path")
+
+
+def _is_origin(url: str) -> bool:
+    """Return whether a URL is scheme, host and port, the host one that a resolver takes (RFC 1123 section 2.1)."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return False
+    is_plain = url == f"{parts.scheme}://{parts.netloc}" and "@" not in parts.netloc and port != 0
+    return parts.scheme in ("http", "https") and is_plain and (":" in host or _HOST.match(host) is not None)
 
 
 def _write_site(change: Change, site: Site, *, is_known: bool) -> None:
