@@ -1,5 +1,6 @@
 """LangChain's client for OpenAI's API, unchanged, against a site with real engines."""
 
+import httpx
 import openai
 import pydantic
 import pytest
@@ -37,12 +38,14 @@ def is_alone(monkeypatch, tmp_path):
 
 @pytest.fixture
 def options(federation):
-    return {
-        "base_url": f"{federation.url('gwangju')}/v1",
-        "api_key": federation.key("gwangju-city"),
-        "max_retries": 0,
-        "timeout": 60,
-    }
+    with httpx.Client(timeout=60) as client:  # its own is closed by whoever collects garbage next
+        yield {
+            "base_url": f"{federation.url('gwangju')}/v1",
+            "api_key": federation.key("gwangju-city"),
+            "max_retries": 0,
+            "timeout": 60,
+            "http_client": client,
+        }
 
 
 @pytest.fixture

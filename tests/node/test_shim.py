@@ -177,7 +177,8 @@ if child: print("child", child)
 time.sleep(60)
 """
     lab.start(code)
-    child = int(wait(lambda: lab.log() if (lab.folder / "engine.log").exists() else "", "up").split()[1])
+    words = wait(lambda: lab.log().split() if (lab.folder / "engine.log").exists() else [], "up")
+    child = int(wait(lambda: words[1:] or lab.log().split()[1:], "the child is named")[0])
     os.kill(lab.pid, signal.SIGTERM)
     lab.wait_end()
     assert lab.record.exit == "signal SIGKILL"
