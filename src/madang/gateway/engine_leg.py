@@ -158,12 +158,22 @@ class EngineLeg:
         self._relay.inflight.add(self._replica.replica.slot, change)
         self._relay.meter.in_flight += change
 
-    def _stop(self) -> None:
-        """Let go of the engine; a call that is over stays in the pool."""
+    def _release(self) -> Call | None:
+        """Nothing more is wanted of the engine. Return the call, which nothing here holds any more.
+
+        Call and leg, leg and journey know each other: left so, each request would wait for the cycle collector, with
+        its body and its answer, and some thousand of them do.
+        """
         self._is_settled = True
         self._count(-1)
-        if self._call is not None:
-            self._call.cancel()
+        call, self._call = self._call, None
+        return call
+
+    def _stop(self) -> None:
+        """Let go of the engine; a call that is over stays in the pool."""
+        call = self._release()
+        if call is not None:
+            call.cancel()
 
     def _fail(self, failure: AttemptFailure, reason: str) -> None:
         """Give the request back to the journey, before the first byte of an answer."""
@@ -271,8 +281,7 @@ class GenerationLeg(EngineLeg):
         except EngineFailed as error:
             self._on_broken(AttemptFailure.PROTOCOL, error.message)
             return
-        self._is_settled = True
-        self._count(-1)
+        self._release()
         self._journey.record(self._served(Outcome.COMPLETED), self._on_durable)
 
     def _served(self, outcome: Outcome) -> Served:
@@ -342,8 +351,7 @@ class WholeLeg(EngineLeg):
         except EngineFailed as error:
             self._fail(AttemptFailure.PROTOCOL, error.message)
             return
-        self._is_settled = True
-        self._count(-1)
+        self._release()
         journey.attempt_answers()
         journey.record(self._served(Outcome.COMPLETED), self._on_durable)
 

@@ -114,8 +114,7 @@ class MetadataLeg(_ModelLeg):
         except (EngineFailed, Rejected) as error:
             self._fail(AttemptFailure.PROTOCOL, error.message)
             return
-        self._is_settled = True
-        self._count(-1)
+        self._release()
         journey.attempt_answers()
         journey.count_answer(200, self._relay.site, self._replica.replica.chip_kind)
         journey.tell_end(200)

@@ -291,6 +291,7 @@ class Journey:
             status: as the client got it, or 499 when it left before.
             details: by the names of OpenTelemetry's conventions, with `_` for `.`.
         """
+        self._leg = None
         trace, relay = self.trace, self.relay
         if trace is NO_TRACE and not relay.settings.debug_ratio:
             return
@@ -346,6 +347,7 @@ class Journey:
     def record(self, served: Served, on_durable: OnDurable) -> None:
         """Write an attempt down; `on_durable` is told once that is done, or why it is not."""
         relay, errand, service, replica = self.relay, self.errand, self.service, served.replica
+        self._leg = None  # it is over, but for the words that wait until this is durable
         if served.outcome is Outcome.COMPLETED:
             self.exchange.tell_access(200)  # written before the event is durable, so before the answer is complete
         ended_ns = relay.clock.monotonic_ns()

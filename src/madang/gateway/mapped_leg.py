@@ -209,8 +209,7 @@ class MappedLeg(EngineLeg):
         except EngineFailed as error:
             self.on_broken(AttemptFailure.PROTOCOL, error.message)
             return
-        self._is_settled = True
-        self._count(-1)
+        self._release()
         self._journey.record(self._served(Outcome.COMPLETED), self._on_durable)
 
     def _count(self, change: int) -> None:
@@ -222,8 +221,7 @@ class MappedLeg(EngineLeg):
         self._relay.meter.in_flight += size
 
     def _stop(self) -> None:
-        self._is_settled = True
-        self._count(-1)
+        self._release()
         for voice in self._voices:
             if voice.call is not None and not voice.is_over:
                 voice.call.cancel()

@@ -84,8 +84,7 @@ class ObjectLeg(EngineLeg):
         except EngineFailed as error:
             self._fail(AttemptFailure.PROTOCOL, error.message)
             return
-        self._is_settled = True
-        self._count(-1)
+        self._release()
         self._journey.attempt_answers()
         self._journey.record(self._served(Outcome.COMPLETED), self._on_durable)
 
@@ -170,8 +169,7 @@ class TranscriptStreamLeg(TranscriptionLeg):
         if trouble:
             self._on_broken(AttemptFailure.PROTOCOL, trouble)
         elif stream.is_done:
-            self._is_settled = True
-            self._count(-1)
+            self._release()
             self._journey.record(self._served(Outcome.COMPLETED), self._on_durable)
 
     def _pass_on(self, data: bytes) -> None:

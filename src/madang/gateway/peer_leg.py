@@ -252,16 +252,19 @@ class PeerLeg:
         limit_s = HEARTBEAT_LOST_AFTER_S if self._is_accepted else ACCEPT_WITHIN_S
         self._fail(AttemptFailure.SILENT, f"the peer gave no sign for {limit_s:g} s")
 
-    def _end(self) -> None:
-        if not self._is_over and self._call is not None:
+    def _end(self) -> Call | None:
+        """Nothing more is wanted of the peer. Return the call, which nothing here holds any more; see EngineLeg."""
+        call, self._call = self._call, None
+        if not self._is_over and call is not None:
             self._relay.meter.in_flight -= 1
         self._is_over = True
         self._deadline.stop()
+        return call
 
     def _stop(self) -> None:
-        self._end()
-        if self._call is not None:
-            self._call.cancel()
+        call = self._end()
+        if call is not None:
+            call.cancel()
 
     def _fail(self, failure: AttemptFailure, reason: str) -> None:
         if self._call is not None and self._call.is_resent and not failure.may_have_run:
