@@ -112,7 +112,8 @@ class LoadedSite:
         return {one["name"]: one["restarts"] for one in record["processes"]}
 
     def logs(self) -> str:
-        return "\n".join(f"{path.name}: {path.read_text()[-1500:]}" for path in sorted(self.folder.rglob("*.log")))
+        texts = [path for path in sorted(self.folder.rglob("*.log")) if path.parent.name != "usage"]
+        return "\n".join(f"{path.name}: {path.read_bytes()[-1500:].decode(errors='replace')}" for path in texts)
 
     # --- start
 

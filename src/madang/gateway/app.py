@@ -108,17 +108,7 @@ class GatewayWorker:
         self.feed = FeedWatcher(settings.feed_dir, self._loop, clock, log)
         boot = entropy.token_bytes(6).hex()
         self.access = AccessLog(access_dir, worker, boot, clock=clock, open_ratio=settings.access_open_ratio)
-        self.usage = UsageLog(
-            settings.usage_dir,
-            worker,
-            boot,
-            loop=self._loop,
-            clock=clock,
-            observe_commit=self.meter.commit.observe,
-            disk=disk,
-            rider=self.access.write,
-            on_death=self._die,
-        )
+        self.usage = self._make_log(boot, clock, disk)
         self._inflight = InFlightTable(settings.feed_dir, worker)
         self.tls = self._read_certificate(clock)
         self._pool = self._make_pool()
@@ -140,6 +130,19 @@ class GatewayWorker:
         )
         self.bodies = BodyPool(settings.body_memory_bytes_max)
         self.ports = self._make_ports(clock)
+
+    def _make_log(self, boot: str, clock: Clock, disk: Disk | None) -> UsageLog:
+        return UsageLog(
+            self._settings.usage_dir,
+            self._worker,
+            boot,
+            loop=self._loop,
+            clock=clock,
+            observe_commit=self.meter.commit.observe,
+            disk=disk,
+            rider=self.access.write,
+            on_death=self._die,
+        )
 
     def _open_books(self, clock: Clock, entropy: Entropy) -> Admission:
         """Take over this worker's tables of money and of rates."""
