@@ -52,3 +52,11 @@ def healthy(federation):
     for site in federation.broken_links():
         federation.madang("wan", "heal", site)
     wait_for("every site connected, in sync and ready", is_healthy, 40, every_s=0.3)
+
+
+@pytest.fixture(autouse=True)
+def closed_clients(request):
+    """Close the official clients that a test made."""
+    yield
+    if "federation" in request.fixturenames:
+        request.getfixturevalue("federation").close_clients()

@@ -36,6 +36,7 @@ class Embedded:
     def __init__(self, state_dir: Path, base_port: int) -> None:
         self.state_dir = state_dir
         self.base_port = base_port
+        self._clients: list[openai.OpenAI] = []
 
     def madang(self, *words: str, is_ok: bool = True, timeout_s: float = 200) -> subprocess.CompletedProcess[str]:
         """Run the command against this federation's state."""
@@ -66,7 +67,15 @@ class Embedded:
     def openai(self, site: str, tenant: str, **options: Any) -> openai.OpenAI:
         """Return the official client against a site, without retries of its own."""
         options = {"max_retries": 0, "timeout": 60, "api_key": self.key(tenant), **options}
-        return openai.OpenAI(base_url=f"{self.url(site)}/v1", **options)
+        client = openai.OpenAI(base_url=f"{self.url(site)}/v1", **options)
+        self._clients.append(client)
+        return client
+
+    def close_clients(self) -> None:
+        """Close what `openai` made: left to the garbage collector, sockets are sometimes found before their owners."""
+        for client in self._clients:
+            client.close()
+        self._clients.clear()
 
     def post(self, site: str, tenant: str, path: str, body: Any, timeout_s: float = 60) -> httpx.Response:
         return httpx.post(
