@@ -3,10 +3,13 @@
 Owns the two lists. Refuses to know what they do. Called by the node program when it starts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from madang.chip.contract import ChipDriver
 from madang.chip.cpu.driver import CpuDriver
+from madang.chip.furiosa.driver import FuriosaDriver
+from madang.chip.host import MachineHost
 from madang.core import Clock, NodeId, Rejected
 from madang.engine.contract import EngineDriver
 from madang.engine.embed import driver as embed
@@ -16,12 +19,29 @@ from madang.engine.whisper import driver as whisper
 
 
 def make_chip_drivers(kinds: Sequence[str], node: NodeId, clock: Clock) -> tuple[ChipDriver, ...]:
-    """Return the drivers that the settings name; raises Rejected naming the known ones."""
-    known = {CpuDriver.kind: CpuDriver}
-    for kind in kinds:
-        if kind not in known:
-            raise Rejected(f"setting chips: no chip driver {kind!r}; known: {', '.join(sorted(known))}")
-    return tuple(known[kind](node, clock) for kind in kinds)
+    """Return the drivers that the settings name; raises Rejected naming the known ones.
+
+    Args:
+        kinds: names of drivers; `NAME@FOLDER` reads a twin's folder in the place of this machine.
+        node: whose chips these are.
+        clock: time.
+    """
+    return tuple(_make_chip_driver(kind, node, clock) for kind in kinds)
+
+
+def _make_chip_driver(setting: str, node: NodeId, clock: Clock) -> ChipDriver:
+    kind, sign, folder = setting.partition("@")
+    root = Path(folder) if sign else Path("/")
+    if sign and not root.is_dir():
+        raise Rejected(f"setting chips: {folder!r} in {setting!r} is not a folder")
+    host = MachineHost(root)
+    known: Mapping[str, Callable[[], ChipDriver]] = {
+        CpuDriver.kind: lambda: CpuDriver(node, clock, root),
+        FuriosaDriver.kind: lambda: FuriosaDriver(node, clock, host),
+    }
+    if kind not in known:
+        raise Rejected(f"setting chips: no chip driver {kind!r}; known: {', '.join(sorted(known))}")
+    return known[kind]()
 
 
 def make_engine_drivers(twins: Sequence[str]) -> Mapping[str, EngineDriver]:

@@ -8,11 +8,11 @@ import math
 
 import msgspec
 
-TWIN_VENDOR = "MadangTwin"
-"""What a twin states as `vendor_id` in its cpuinfo, so that its readings are never taken for a machine's."""
+from madang.chip.values import TWIN_VENDOR as TWIN_VENDOR
+from madang.chip.values import parse_cpu_list as parse_cpu_list
+from madang.chip.values import parse_int as parse_int
 
 _TEMPERATURE_C_MIN, _TEMPERATURE_C_MAX = -40.0, 150.0
-_CPUS_MAX = 65536
 _LIMIT_BYTES_MAX = 1 << 62  # cgroup v1 writes about 2**63 for "no limit"
 
 
@@ -40,12 +40,6 @@ class CpuTimes(msgspec.Struct, frozen=True, kw_only=True):
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", errors="replace")
-
-
-def parse_int(data: bytes) -> int | None:
-    """Return the one non-negative decimal integer in `data`, or None."""
-    text = data.strip()
-    return int(text) if 0 < len(text) <= 20 and text.isdigit() else None
 
 
 def parse_cpuinfo(data: bytes) -> CpuInfo:
@@ -122,19 +116,6 @@ def power_w(before_uj: int | None, after_uj: int | None, wrap_uj: int | None, el
             return None
         energy_uj += wrap_uj + 1
     return energy_uj * 1000 / elapsed_ns
-
-
-def parse_cpu_list(data: bytes) -> tuple[int, ...]:
-    """Return the CPUs of a list such as `0-3,8`, ascending; empty when it is malformed."""
-    found: set[int] = set()
-    for part in data.strip().split(b","):
-        first_text, sign, last_text = part.partition(b"-")
-        first = parse_int(first_text)
-        last = parse_int(last_text) if sign else first
-        if first is None or last is None or not first <= last < _CPUS_MAX:
-            return ()
-        found.update(range(first, last + 1))
-    return tuple(sorted(found))
 
 
 def parse_allowed_cpus(data: bytes) -> tuple[int, ...]:
