@@ -10,6 +10,7 @@ from madang.chip.contract import ChipDriver
 from madang.chip.cpu.driver import CpuDriver
 from madang.chip.furiosa.driver import FuriosaDriver
 from madang.chip.host import MachineHost
+from madang.chip.rebellions.driver import RebellionsDriver
 from madang.core import Clock, NodeId, Rejected
 from madang.engine.contract import EngineDriver
 from madang.engine.embed import driver as embed
@@ -38,6 +39,7 @@ def _make_chip_driver(setting: str, node: NodeId, clock: Clock) -> ChipDriver:
     known: Mapping[str, Callable[[], ChipDriver]] = {
         CpuDriver.kind: lambda: CpuDriver(node, clock, root),
         FuriosaDriver.kind: lambda: FuriosaDriver(node, clock, host),
+        RebellionsDriver.kind: lambda: RebellionsDriver(node, clock, host),
     }
     if kind not in known:
         raise Rejected(f"setting chips: no chip driver {kind!r}; known: {', '.join(sorted(known))}")
