@@ -34,6 +34,6 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
 
 
 def test_every_driver_of_a_machine_without_cards_finds_nothing(tmp_path):
-    kinds = ("furiosa", "rebellions")
+    kinds = ("furiosa", "rebellions", "nvidia", "mobilint", "hyperaccel")
     for driver in make_chip_drivers(tuple(f"{kind}@{tmp_path}" for kind in kinds), NODE, FakeClock()):
         assert asyncio.run(driver.read()) == ()

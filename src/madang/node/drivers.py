@@ -10,6 +10,9 @@ from madang.chip.contract import ChipDriver
 from madang.chip.cpu.driver import CpuDriver
 from madang.chip.furiosa.driver import FuriosaDriver
 from madang.chip.host import MachineHost
+from madang.chip.hyperaccel.driver import HyperaccelDriver
+from madang.chip.mobilint.driver import MobilintDriver
+from madang.chip.nvidia.driver import NvidiaDriver
 from madang.chip.rebellions.driver import RebellionsDriver
 from madang.core import Clock, NodeId, Rejected
 from madang.engine.contract import EngineDriver
@@ -39,6 +42,9 @@ def _make_chip_driver(setting: str, node: NodeId, clock: Clock) -> ChipDriver:
     known: Mapping[str, Callable[[], ChipDriver]] = {
         CpuDriver.kind: lambda: CpuDriver(node, clock, root),
         FuriosaDriver.kind: lambda: FuriosaDriver(node, clock, host),
+        HyperaccelDriver.kind: lambda: HyperaccelDriver(node, clock, host),
+        MobilintDriver.kind: lambda: MobilintDriver(node, clock, host),
+        NvidiaDriver.kind: lambda: NvidiaDriver(node, clock, host),
         RebellionsDriver.kind: lambda: RebellionsDriver(node, clock, host),
     }
     if kind not in known:
