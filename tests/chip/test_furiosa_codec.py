@@ -96,8 +96,9 @@ def test_versions():
         (b"4", b"", ("app_power_cap",)),
         (b"0x1", b"", ()),  # idle is no throttling
         (b"0x00000042", b"", ("thermal_slowdown", "hw_power_cap")),
-        (b"0x00000100", b"", ("reason 0x100",)),
-        (b"0x00000100", b"0x00000100 THROTTLE_NEW_CAP\n", ("new_cap",)),
+        (b"0x00000100", b"", ("other_reason",)),
+        (b"0x00000400", b"", ("reason 0x400",)),
+        (b"0x00000400", b"0x00000400 THROTTLE_NEW_CAP\n", ("new_cap",)),
         (b"0x00000004", b"0x00000004: THROTTLE_RENAMED\n", ("renamed",)),
         (b"hot", b"", ()),
         (b"", b"", ()),
@@ -105,6 +106,27 @@ def test_versions():
 )
 def test_throttle_reasons_are_bits_that_the_driver_names(reason, names, expected):
     assert codec.parse_throttle(reason, names) == expected
+
+
+def test_clocks_are_in_hertz_one_pe_a_line():
+    assert codec.parse_clocks(b"2000000000\n1700000000\n") == 1700.0
+    assert codec.parse_clocks(b"2000000000\nfast\n") is None
+    assert codec.parse_clocks(b"") is None
+
+
+def test_memory_in_use_is_counted_on_occupied_pes():
+    busy = b"dram_capacity: 0x100\ndram_usage: 0x10\nshared_capacity: 0x20\nshared_usage: 0x2\n"
+    assert codec.parse_memory_used(b"0\n1\n1\n", [busy, busy, busy]) == 36
+    assert codec.parse_memory_used(b"0\n0\n", []) == 0
+    assert codec.parse_memory_used(b"1\n", []) is None
+    assert codec.parse_memory_used(b"1\n", [b"dram_usage: 0x10\n"]) is None
+    assert codec.parse_memory_used(b"0x3\n", [busy]) is None
+
+
+def test_sensors_are_found_by_label():
+    labels = {"temp1_label": b"PEAK\n", "temp12_label": b"AMBIENT\n"}
+    assert codec.find_sensor(labels, "AMBIENT") == "temp12"
+    assert codec.find_sensor(labels, "RMS_TOTAL") == ""
 
 
 def test_hwmon_is_in_milli_and_micro():
@@ -149,6 +171,9 @@ def test_arbitrary_bytes_raise_nothing(data):
     codec.parse_throttle(data, data)
     codec.parse_hwmon_temperature(data)
     codec.parse_hwmon_power(data)
+    codec.parse_clocks(data)
+    codec.parse_memory_used(data, [data])
+    codec.parse_memory_used(b"1\n", [data])
     codec.parse_management("npu0", dict.fromkeys(("busname", "device_sn", "power_limit_mw", "throttle_reason"), data))
 
 

@@ -12,7 +12,7 @@ from madang.chip.values import decode_text, is_twin, parse_cpu_list, parse_int, 
 SYS_VENDOR = "/sys/class/dmi/id/sys_vendor"
 """Where a machine names who made it (the kernel's dmi-id driver); a twin's machine says so there."""
 
-_DEVICES = "/sys/bus/pci/devices"
+PCI_DEVICES = "/sys/bus/pci/devices"
 _NUMA_NODES_MAX = 1024
 
 
@@ -41,8 +41,8 @@ class PciFunction(msgspec.Struct, frozen=True, kw_only=True):
 def find_functions(host: Host, vendor: str) -> tuple[PciFunction, ...]:
     """Return every function of a vendor (four hexadecimal digits), sorted by address."""
     found: list[PciFunction] = []
-    for name in host.names(_DEVICES):
-        folder = f"{_DEVICES}/{name}"
+    for name in host.names(PCI_DEVICES):
+        folder = f"{PCI_DEVICES}/{name}"
         address = parse_pci_address(name)
         if not address or _hex_of(host.read(f"{folder}/vendor")) != vendor:
             continue

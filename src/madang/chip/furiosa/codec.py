@@ -1,12 +1,14 @@
 """What FuriosaAI's tool and kernel driver write, to readings.
 
 Owns the formats: JSON of `furiosa-smi info` and `status` in the shapes for RNGD and for Warboy (all-smi's reader of
-both, furiosa-smi 2026.x), the text of `version`, attributes of `rngd_mgmt` (furiosa-smi-go) and hwmon. Refuses to
+both, furiosa-smi 2026.x), the text of `version`, attributes of `rngd_mgmt` and hwmon (furiosa-smi-go; the bindings
+furiosa-smi 2026.4.0 read the same files, and a test compares with them). Refuses to
 open anything and to raise: what is not understood is None or empty, never zero; a number that the quantity cannot
 have is None and named in `refused`. Called by the furiosa driver.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -33,17 +35,18 @@ _CLOCK_MHZ_MAX = 5000.0  # about 2000 seen
 _MEMORY_BYTES_MIN, _MEMORY_BYTES_MAX = 1 << 30, 1 << 42
 
 THROTTLE_BITS = (
-    (1, "idle"),
-    (2, "thermal_slowdown"),
-    (4, "app_power_cap"),
-    (8, "app_clock_cap"),
-    (16, "hw_clock_cap"),
-    (32, "hw_bus_limit"),
-    (64, "hw_power_cap"),
-    (128, "other_reason"),
+    (0x01, "idle"),
+    (0x02, "thermal_slowdown"),
+    (0x04, "app_power_cap"),
+    (0x08, "app_clock_cap"),
+    (0x10, "hw_clock_cap"),
+    (0x20, "hw_bus_limit"),
+    (0x40, "hw_power_cap"),
+    (0x80, "gov_clock_cap or other_reason"),
+    (0x100, "other_reason"),
 )
-"""Bits of the reason as furiosa-smi-py 2026.1.2 names them; 4 was seen as THROTTLE_APP_POWER_CAP in sysfs too. The
-newer bindings (furiosa-smi 2026.4.0) number the same reasons 0 to 9 instead, and do not reach sysfs."""
+"""Bits of `throttle_reason` as the bindings furiosa-smi 2026.4.0 decode them; furiosa-smi-py 2026.1.2 knew no
+governor's cap and had other_reason at 0x80."""
 _NOT_THROTTLING = frozenset({"", "idle", "none"})
 
 
@@ -74,7 +77,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Management(msgspec.Struct, frozen=True, kw_only=True):
-    """Attributes of one card in sysfs, decoded."""
+    """Attributes of one card in sysfs, decoded; `state` is "0" while the card is alive."""
 
     name: str
     pci_address: str = ""
@@ -84,6 +87,8 @@ class Management(msgspec.Struct, frozen=True, kw_only=True):
     firmware: str = ""
     driver: str = ""
     state: str = ""
+    clock_mhz: float | None = None
+    memory_used_bytes: int | None = None
     power_w_max: float | None = None
     throttle_reasons: tuple[str, ...] = ()
 
@@ -216,8 +221,40 @@ def _listed_names(data: bytes) -> dict[int, str]:
     return found
 
 
-def parse_management(name: str, files: dict[str, bytes]) -> Management:
-    """Return a card's attributes from the files of its folder under /sys/class."""
+def parse_clocks(data: bytes) -> float | None:
+    """Return the slowest PE's clock in MHz from `npu_clocks`: hertz, one PE a line."""
+    clocks = [parse_int(line) for line in data[:4096].splitlines()]
+    known = [clock / 1e6 for clock in clocks if clock is not None]
+    return in_range(min(known), 1.0, _CLOCK_MHZ_MAX) if known and len(known) == len(clocks) else None
+
+
+def parse_memory_used(occupancy: bytes, pe_files: Sequence[bytes]) -> int | None:
+    """Return the bytes in use on all PEs.
+
+    Args:
+        occupancy: content of `pe_occupancy`: 0 or 1, one PE a line. What is not occupied uses nothing.
+        pe_files: content of `alloc_status` of each PE: lines such as `dram_usage: 0x1000`, hexadecimal.
+    """
+    lines = [line.strip() for line in occupancy[:4096].splitlines()]
+    if not lines or any(line not in (b"0", b"1") for line in lines):
+        return None
+    total = 0
+    for number, line in enumerate(lines):
+        if line == b"1":
+            used = _parse_pe_used(pe_files[number] if number < len(pe_files) else b"")
+            if used is None:
+                return None
+            total += used
+    return total if total <= _MEMORY_BYTES_MAX else None
+
+
+def _parse_pe_used(data: bytes) -> int | None:
+    found = dict(re.findall(rb"(dram_usage|shared_usage)\s*:\s*(?:0x)?([0-9a-f]{1,15})\b", data[:4096].lower()))
+    return sum(int(value, 16) for value in found.values()) if len(found) == 2 else None
+
+
+def parse_management(name: str, files: dict[str, bytes], pe_files: Sequence[bytes] = ()) -> Management:
+    """Return a card's attributes from the files of its folder under /sys/class, and `alloc_status` of each PE."""
     text = {key: decode_text(value)[:120] for key, value in files.items()}
     limit_mw = parse_int(files.get("power_limit_mw", b""))
     return Management(
@@ -229,9 +266,17 @@ def parse_management(name: str, files: dict[str, bytes]) -> Management:
         firmware=as_text(text.get("fw_version", "")),
         driver=as_text(text.get("version", "")),
         state=as_text(text.get("device_state", "")),
+        clock_mhz=parse_clocks(files.get("npu_clocks", b"")),
+        memory_used_bytes=parse_memory_used(files.get("pe_occupancy", b""), pe_files),
         power_w_max=in_range(None if limit_mw is None else limit_mw / 1000, _POWER_W_MIN, _POWER_W_MAX),
         throttle_reasons=parse_throttle(files.get("throttle_reason", b""), files.get("throttle_reason_list", b"")),
     )
+
+
+def find_sensor(labels: Mapping[str, bytes], wanted: str) -> str:
+    """Return the sensor, such as `temp1`, whose label is `wanted`; labels are by file name, such as `temp1_label`."""
+    names = [name for name, data in sorted(labels.items()) if decode_text(data) == wanted]
+    return names[0].removesuffix("_label") if names else ""
 
 
 def parse_hwmon_temperature(data: bytes) -> float | None:

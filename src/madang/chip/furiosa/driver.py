@@ -14,9 +14,9 @@ from madang.chip.furiosa import codec
 from madang.chip.furiosa.merge import KIND, SeenCard, Sensors, Sources, learn_serials, merge
 from madang.chip.host import Host, Patience
 from madang.chip.manifest import load_manifest
-from madang.chip.pci import find_functions, is_twin_machine
+from madang.chip.pci import PCI_DEVICES, find_functions, is_twin_machine
 from madang.chip.roster import Roster, StuckWatch
-from madang.chip.values import decode_text, parse_pci_address
+from madang.chip.values import decode_text
 from madang.core import ChipId, Clock, Conflict, NodeId, Unavailable
 from madang.model import Chip
 
@@ -37,8 +37,12 @@ _ATTRIBUTES = (
     "power_limit_mw",
     "throttle_reason",
     "throttle_reason_list",
+    "npu_clocks",
+    "pe_occupancy",
 )
-_HWMON = "/sys/class/hwmon"
+_PES_MAX = 8
+_TEMPERATURE, _POWER = "PEAK", "RMS_TOTAL"
+"""Labels of the sensors that the vendor's own bindings read."""
 
 T = TypeVar("T")
 
@@ -95,24 +99,26 @@ class FuriosaDriver:
         return ChipGrant(devices=devices, cpus=cpus, cpu_threads=max(len(cpus), 1))
 
     def _read_files(self) -> Sources:
-        sensors: dict[str, Sensors] = {}
-        for entry in self._host.names(_HWMON):
-            folder = f"{_HWMON}/{entry}"
-            name = decode_text(self._host.read(f"{folder}/name"))
-            if not name.startswith("rngd"):
-                continue
-            # Without a link to its device only the number is left; lab notes show rngd0 for npu0.
-            where = parse_pci_address(self._host.link(f"{folder}/device")) or f"npu{name.removeprefix('rngd')}"
-            sensors[where] = Sensors(
-                temperature_c=codec.parse_hwmon_temperature(self._host.read(f"{folder}/temp1_input")),
-                power_w=codec.parse_hwmon_power(self._host.read(f"{folder}/power1_average")),
-            )
+        functions = find_functions(self._host, VENDOR)
         return Sources(
-            functions=find_functions(self._host, VENDOR),
+            functions=functions,
             management=tuple(self._read_management()),
-            sensors=sensors,
+            sensors={function.address: self._read_sensors(function.address) for function in functions},
             is_twin_machine=is_twin_machine(self._host),
         )
+
+    def _read_sensors(self, address: str) -> Sensors:
+        for entry in self._host.names(f"{PCI_DEVICES}/{address}/hwmon"):
+            folder = f"{PCI_DEVICES}/{address}/hwmon/{entry}"
+            names = [name for name in self._host.names(folder) if name.endswith("_label")]
+            labels = {name: self._host.read(f"{folder}/{name}") for name in names}
+            temperature, power = codec.find_sensor(labels, _TEMPERATURE), codec.find_sensor(labels, _POWER)
+            return Sensors(
+                temperature_c=codec.parse_hwmon_temperature(self._host.read(f"{folder}/{temperature}_input")),
+                power_w=codec.parse_hwmon_power(self._host.read(f"{folder}/{power}_average")),
+                power_w_max=codec.parse_hwmon_power(self._host.read(f"{folder}/{power}_max")),
+            )
+        return Sensors()
 
     def _read_management(self) -> list[codec.Management]:
         found: list[codec.Management] = []
@@ -121,7 +127,9 @@ class FuriosaDriver:
                 number = entry.removeprefix(head).removesuffix(tail)
                 if entry == f"{head}{number}{tail}" and number.isdigit():
                     files = {name: self._host.read(f"{folder}/{entry}/{name}") for name in _ATTRIBUTES}
-                    found.append(codec.parse_management(f"npu{number}", files))
+                    pes = [f"{folder}/{head}{number}pe{pe}/alloc_status" for pe in range(_PES_MAX)]
+                    pe_files = [self._host.read(path) for path in pes]
+                    found.append(codec.parse_management(f"npu{number}", files, pe_files))
         return [card for card in found if card.name]
 
     async def _ask_tool(self, sources: Sources) -> Sources:

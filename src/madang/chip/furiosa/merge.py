@@ -17,8 +17,8 @@ from madang.core import ChipId, NodeId
 from madang.model import Chip, ChipHealth
 
 KIND = "furiosa"
-_BAD_STATES = ("fault", "error", "fail", "dead", "hang")
-"""Parts of words in `device_state` that are taken for a failure; its values are not published."""
+_ALIVE_STATE = "0"
+"""The one value of `device_state` that the vendor's bindings (furiosa-smi 2026.4.0) take for a living card."""
 
 
 class Sensors(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +26,7 @@ class Sensors(msgspec.Struct, frozen=True, kw_only=True):
 
     temperature_c: float | None = None
     power_w: float | None = None
+    power_w_max: float | None = None
 
 
 class Sources(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +37,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
         info, status: from the tool; None where it gave none, `trouble` says why.
         tool_version, driver_version: from the tool.
         management: from sysfs.
-        sensors: by PCI address, or by `npuN` where hwmon names no device.
+        sensors: by PCI address.
         is_twin_machine: whether the machine says that it is simulated.
     """
 
@@ -129,7 +130,7 @@ def _collect(sources: Sources, place: tuple[str, str], serials: Mapping[str, str
         info=info,
         status=None if is_renumbered else next((part for part in sources.status or () if part.name == name), None),
         management=management,
-        sensors=sources.sensors.get(address) or sources.sensors.get(name) or Sensors(),
+        sensors=sources.sensors.get(address) or Sensors(),
         is_renumbered=is_renumbered,
     )
 
@@ -148,7 +149,7 @@ def _view(
         "firmware": (info.firmware if info else "") or (management.firmware if management else ""),
         "sdk": sources.tool_version,
     }
-    used = status.memory_used_bytes if status else None
+    used = status.memory_used_bytes if status else management.memory_used_bytes if management else None
     total = (status.memory_total_bytes if status else None) or card.memory_bytes
     power_w = info.power_w if info else None
     temperature_c = info.temperature_c if info else None
@@ -173,8 +174,8 @@ def _view(
         numa_node=function.numa_node if function else None,
         cores=card.cores,
         core_sets=card.core_sets,
-        clock_mhz=info.clock_mhz if info else None,
-        power_w_max=management.power_w_max if management else None,
+        clock_mhz=info.clock_mhz if info else management.clock_mhz if management else None,
+        power_w_max=(management.power_w_max if management else None) or parts.sensors.power_w_max,
         throttle_reasons=management.throttle_reasons if management else (),
         driver_version=versions["driver"],
         firmware_version=versions["firmware"],
@@ -194,8 +195,8 @@ def _find_failure(sources: Sources, parts: _Parts) -> tuple[ChipHealth, str] | N
     state = parts.management.state if parts.management else ""
     if liveness and liveness != "alive":
         return ChipHealth.FAILED, f"furiosa-smi status says liveness {liveness!r}"
-    if any(word in state.lower() for word in _BAD_STATES):
-        return ChipHealth.FAILED, f"the kernel driver says device_state {state!r}"
+    if state and state != _ALIVE_STATE:
+        return ChipHealth.FAILED, f"the kernel driver says device_state {state!r}, and not alive"
     if sources.info is not None and parts.info is None:
         return ChipHealth.FAILED, f"the card is at {parts.address or parts.name}, but furiosa-smi does not list it"
     return None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from madang.chip.pci import PCI_DEVICES
 from madang.chip.twin_machine import TwinMachine
 from madang.chip.values import TWIN_VENDOR
 
@@ -24,7 +25,8 @@ _THROTTLE_NAMES = "".join(
         (0x10, "HW_CLOCK_CAP"),
         (0x20, "HW_BUS_LIMIT"),
         (0x40, "HW_POWER_CAP"),
-        (0x80, "OTHER"),
+        (0x80, "GOV_CLOCK_CAP"),
+        (0x100, "OTHER"),
     )
 )
 
@@ -88,6 +90,8 @@ class FuriosaTwin:
         for card in self.cards:
             pci_id = "1ed2:0001" if arch == "rngd" else "1ed2:0000"
             self.machine.add_pci(card.address, pci_id, numa_node=card.numa_node, cpus=card.cpus)
+            self.machine.write("/sys/bus/pci/drivers/furiosa_rngd/bind", "")
+            self.machine.link(f"{PCI_DEVICES}/{card.address}/driver", "../../drivers/furiosa_rngd")
         self.refresh()
 
     def refresh(self) -> None:
@@ -112,9 +116,9 @@ class FuriosaTwin:
 
     def lose(self, number: int) -> None:
         """Fault: the card falls off the bus; those behind it are numbered anew, as after a reload of the driver."""
-        for index, _ in self._present():
+        for index, each in self._present():
             self.machine.remove(self._management(index))
-            self.machine.remove(f"/sys/class/hwmon/hwmon{index + 2}")
+            self.machine.remove(f"{PCI_DEVICES}/{each.address}/hwmon")
         card = self.cards[number]
         self.machine.remove_pci(card.address)
         self.cards.remove(card)
@@ -159,18 +163,43 @@ class FuriosaTwin:
         for name, text in (
             ("fw_version", card.firmware),
             ("version", self.driver_version),
+            ("dev", f"234:{index}"),
+            ("device_state", "0" if card.liveness == "alive" else "1"),
+            ("npu_governor", "performance"),
             ("power_limit_mw", str(card.power_limit_mw)),
             ("throttle_reason", f"0x{card.throttle_mask:08x}"),
             ("throttle_reason_list", _THROTTLE_NAMES),
         ):
             self.machine.write(f"{folder}/{name}", f"{text}\n")
-        hwmon = f"/sys/class/hwmon/hwmon{index + 2}"
-        self.machine.write(f"{hwmon}/name", f"rngd{index}\n")
-        self.machine.link(f"{hwmon}/device", f"../../../{card.address}")
+        self._write_cores(index, card)
+        self._write_sensors(index, card)
+
+    def _write_cores(self, index: int, card: TwinCard) -> None:
+        is_busy = card.memory_used_bytes > 0
+        folder = self._management(index)
+        self.machine.write(f"{folder}/npu_clocks", f"{card.clock_mhz * 1_000_000}\n" * 8)
+        self.machine.write(f"{folder}/pe_occupancy", f"{int(is_busy)}\n" * 8)
+        for pe in range(8):
+            used = card.memory_used_bytes // 8 + (card.memory_used_bytes % 8 if pe == 0 else 0)
+            status = f"dram_capacity: {_DRAM_BYTES // 8:#x}\ndram_usage: {used:#x}\n"
+            path = f"/sys/class/rngd_mgmt/rngd!npu{index}pe{pe}/alloc_status"
+            self.machine.write(path, f"{status}shared_capacity: 0x0\nshared_usage: 0x0\n")
+
+    def _write_sensors(self, index: int, card: TwinCard) -> None:
+        folder = f"{PCI_DEVICES}/{card.address}/hwmon/hwmon{index + 2}"
+        for name, text in (
+            ("name", f"rngd{index}"),
+            ("temp1_label", "PEAK"),
+            ("temp12_label", "AMBIENT"),
+            ("temp12_input", "32000"),
+            ("power1_label", "RMS_TOTAL"),
+            ("power1_max", str(card.power_limit_mw * 1000)),
+        ):
+            self.machine.write(f"{folder}/{name}", f"{text}\n")
         if card.temperature_c is not None:
-            self.machine.write(f"{hwmon}/temp1_input", f"{round(card.temperature_c * 1000)}\n")
+            self.machine.write(f"{folder}/temp1_input", f"{round(card.temperature_c * 1000)}\n")
         if card.power_w is not None:
-            self.machine.write(f"{hwmon}/power1_average", f"{round(card.power_w * 1e6)}\n")
+            self.machine.write(f"{folder}/power1_average", f"{round(card.power_w * 1e6)}\n")
 
     def _info(self, index: int, card: TwinCard) -> dict[str, str]:
         fields = {
@@ -197,11 +226,9 @@ class FuriosaTwin:
             return {"index": str(index), **head, "cores": cores, "pe_utilizations": shares}
         used = {"used_size": card.memory_used_bytes, "total_size": _DRAM_BYTES}
         memory = {"DRAM": {**used, "used_ratio": card.memory_used_bytes / _DRAM_BYTES}}
-        shares = [
-            {"pe_core": core, "pe_occupancy": card.memory_used_bytes > 0, "pe_utilization": percent}
-            for core in range(8)
-        ]
-        return {**head, "memory": memory, "pe_utilizations": shares}
+        is_busy = card.memory_used_bytes > 0
+        pes = [{"pe_core": core, "pe_occupancy": is_busy, "pe_utilization": percent} for core in range(8)]
+        return {**head, "memory": memory, "pe_utilizations": pes}
 
     def _uuid(self, card: TwinCard) -> str:
         return f"00000000-0000-4000-8000-{int(card.serial.rpartition('-')[2]):012d}"

@@ -26,8 +26,10 @@ CLOCK_EVENTS = (
     (0x40, "hw_thermal_slowdown"),
     (0x80, "hw_power_brake_slowdown"),
     (0x100, "display_clock_setting"),
+    (0x200, "board_limit"),
+    (0x400, "reliability"),
 )
-"""nvmlClocksEventReason* (nvidia-ml-py; the same bits were nvmlClocksThrottleReason* before)."""
+"""nvmlClocksEventReason* (nvidia-ml-py 13); the last two are there as nvmlClocksThrottleReason*, the older name."""
 _NOT_THROTTLING = frozenset({"gpu_idle", "applications_clocks_setting", "display_clock_setting", "sync_boost"})
 _MEMORY_BYTES_MIN, _MEMORY_BYTES_MAX = 1 << 26, 1 << 42
 _TEMPERATURE_C_MIN, _TEMPERATURE_C_MAX = 1.0, 150.0
