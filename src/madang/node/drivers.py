@@ -9,7 +9,7 @@ from pathlib import Path
 from madang.chip.contract import ChipDriver
 from madang.chip.cpu.driver import CpuDriver
 from madang.chip.furiosa.driver import FuriosaDriver
-from madang.chip.host import MachineHost
+from madang.chip.host import Host, MachineHost
 from madang.chip.hyperaccel.driver import HyperaccelDriver
 from madang.chip.mobilint.driver import MobilintDriver
 from madang.chip.nvidia.driver import NvidiaDriver
@@ -20,6 +20,15 @@ from madang.engine.embed import driver as embed
 from madang.engine.llama_cpp import driver as llama_cpp
 from madang.engine.onnx import driver as onnx
 from madang.engine.whisper import driver as whisper
+
+ACCELERATORS: Mapping[str, Callable[[NodeId, Clock, Host], ChipDriver]] = {
+    FuriosaDriver.kind: FuriosaDriver,
+    HyperaccelDriver.kind: HyperaccelDriver,
+    MobilintDriver.kind: MobilintDriver,
+    NvidiaDriver.kind: NvidiaDriver,
+    RebellionsDriver.kind: RebellionsDriver,
+}
+"""Drivers of everything but processors, by kind."""
 
 
 def make_chip_drivers(kinds: Sequence[str], node: NodeId, clock: Clock) -> tuple[ChipDriver, ...]:
@@ -38,18 +47,17 @@ def _make_chip_driver(setting: str, node: NodeId, clock: Clock) -> ChipDriver:
     root = Path(folder) if sign else Path("/")
     if sign and not root.is_dir():
         raise Rejected(f"setting chips: {folder!r} in {setting!r} is not a folder")
-    host = MachineHost(root)
-    known: Mapping[str, Callable[[], ChipDriver]] = {
-        CpuDriver.kind: lambda: CpuDriver(node, clock, root),
-        FuriosaDriver.kind: lambda: FuriosaDriver(node, clock, host),
-        HyperaccelDriver.kind: lambda: HyperaccelDriver(node, clock, host),
-        MobilintDriver.kind: lambda: MobilintDriver(node, clock, host),
-        NvidiaDriver.kind: lambda: NvidiaDriver(node, clock, host),
-        RebellionsDriver.kind: lambda: RebellionsDriver(node, clock, host),
-    }
-    if kind not in known:
-        raise Rejected(f"setting chips: no chip driver {kind!r}; known: {', '.join(sorted(known))}")
-    return known[kind]()
+    if kind == CpuDriver.kind:
+        return CpuDriver(node, clock, root)
+    if kind not in ACCELERATORS:
+        known = ", ".join(sorted((CpuDriver.kind, *ACCELERATORS)))
+        raise Rejected(f"setting chips: no chip driver {kind!r}; known: {known}")
+    return make_accelerator_driver(kind, node, clock, MachineHost(root))
+
+
+def make_accelerator_driver(kind: str, node: NodeId, clock: Clock, host: Host) -> ChipDriver:
+    """Return the driver of one kind of accelerator, one of ACCELERATORS, on a machine."""
+    return ACCELERATORS[kind](node, clock, host)
 
 
 def make_engine_drivers(twins: Sequence[str]) -> Mapping[str, EngineDriver]:
