@@ -9,10 +9,13 @@ import math
 import msgspec
 
 from madang.chip.values import TWIN_VENDOR as TWIN_VENDOR
+from madang.chip.values import as_number, in_range
 from madang.chip.values import parse_cpu_list as parse_cpu_list
 from madang.chip.values import parse_int as parse_int
 
 _TEMPERATURE_C_MIN, _TEMPERATURE_C_MAX = -40.0, 150.0
+_CLOCK_MHZ_MIN, _CLOCK_MHZ_MAX = 10.0, 20_000.0
+_POWER_W_MAX = 10_000.0
 _LIMIT_BYTES_MAX = 1 << 62  # cgroup v1 writes about 2**63 for "no limit"
 
 
@@ -22,6 +25,7 @@ class CpuInfo(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     vendor: str
     count: int
+    clock_mhz: float | None = None
 
 
 class MemoryInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +58,9 @@ def parse_cpuinfo(data: bytes) -> CpuInfo:
         count += name == "processor"
         found.setdefault(name, " ".join(value.split())[:120])
     vendor = found.get("vendor_id") or found.get("CPU implementer") or ""
-    return CpuInfo(model=found.get("model name") or found.get("Model") or "unknown CPU", vendor=vendor, count=count)
+    model = found.get("model name") or found.get("Model") or "unknown CPU"
+    clock_mhz = in_range(as_number(found.get("cpu MHz")), _CLOCK_MHZ_MIN, _CLOCK_MHZ_MAX)
+    return CpuInfo(model=model, vendor=vendor, count=count, clock_mhz=clock_mhz)
 
 
 def parse_meminfo(data: bytes) -> MemoryInfo:
@@ -104,6 +110,23 @@ def parse_millidegrees(data: bytes) -> float | None:
         return None
     celsius = (-value if text.startswith(b"-") else value) / 1000
     return celsius if _TEMPERATURE_C_MIN <= celsius <= _TEMPERATURE_C_MAX else None
+
+
+def parse_kilohertz(data: bytes) -> float | None:
+    """Return MHz from a cpufreq value."""
+    value = parse_int(data)
+    return None if value is None else in_range(value / 1000, _CLOCK_MHZ_MIN, _CLOCK_MHZ_MAX)
+
+
+def parse_microwatts(data: bytes) -> float | None:
+    """Return watts from a powercap limit."""
+    value = parse_int(data)
+    return None if value is None else in_range(value / 1e6, 1.0, _POWER_W_MAX)
+
+
+def is_node(name: str) -> bool:
+    """Return whether a name in /sys/devices/system/node is that of a NUMA node."""
+    return name.startswith("node") and name.removeprefix("node").isdecimal()
 
 
 def power_w(before_uj: int | None, after_uj: int | None, wrap_uj: int | None, elapsed_ns: int) -> float | None:
