@@ -127,3 +127,29 @@ def test_affinity_bounds_the_grant(machine, driver):
     machine.write("proc/self/status", "Cpus_allowed_list:\t1,3\n")
     read(driver)
     assert driver.grant((CHIP_ID,)).cpus == (1, 3)
+
+
+def test_clock_limit_node_and_kernel_are_shown(machine, driver):
+    chip = read(driver)
+    assert (chip.clock_mhz, chip.power_w_max, chip.numa_node) == (2500.0, 125.0, 0)
+    assert (chip.driver_version, chip.throttle_reasons) == ("6.8.0-madangtwin", ())
+
+
+def test_a_machine_of_several_nodes_is_on_none(machine, driver):
+    machine.write("sys/devices/system/node/node1/cpulist", "2-3\n")
+    assert read(driver).numa_node is None
+
+
+def test_throttling_between_two_readings_is_told_and_passes(machine, driver):
+    read(driver)
+    machine.throttle()
+    chip = read(driver)
+    assert (chip.health, chip.throttle_reasons) == (ChipHealth.DEGRADED, ("thermal",))
+    assert read(driver).health is ChipHealth.OK
+
+
+def test_without_frequency_scaling_the_clock_is_that_of_cpuinfo_or_none(machine, driver):
+    machine.remove("sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq")
+    assert read(driver).clock_mhz is None
+    machine.write("proc/cpuinfo", "processor\t: 0\nmodel name\t: x\ncpu MHz\t\t: 2496.248\n")
+    assert read(driver).clock_mhz == 2496.248

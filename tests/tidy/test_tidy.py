@@ -53,6 +53,19 @@ def test_a_driver_folder_has_the_four_files_and_a_full_manifest(folder):
     assert manifest["name"] == folder.name
 
 
+def test_every_chip_driver_says_what_it_reads_and_what_was_verified():
+    for folder in driver_folders():
+        if folder.parent.name != "chip":
+            continue
+        manifest = tomllib.loads((folder / "manifest.toml").read_text(encoding="utf-8"))
+        assert manifest["reads"], f"{relative(folder)}: no [[reads]]"
+        assert all(one["what"] and one["where"] and one["unit"] for one in manifest["reads"])
+        for rule in manifest.get("compatibility", ()):
+            assert rule["source"], f"{relative(folder)}: a rule on versions without a source"
+        # Nothing is called verified without the hardware, or the words that say that there was none.
+        assert "twin only" in manifest["verified_on"] or re.search(r"\d{4}-\d\d-\d\d", manifest["verified_on"])
+
+
 def test_drivers_never_import_each_other():
     for folder in driver_folders():
         family, name = folder.parent.name, folder.name
@@ -90,7 +103,7 @@ def test_every_setting_is_explained_in_its_docstring():
                 assert re.search(rf"\b{name}\b", docstring), f"{relative(path)}: {name} is not in the docstring"
 
 
-def test_the_settings_reference_is_what_the_code_says():
+def test_what_is_generated_under_docs_is_what_the_code_says():
     done = subprocess.run([sys.executable, ROOT / "scripts" / "make-docs", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

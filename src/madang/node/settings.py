@@ -16,7 +16,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         cache_dir: content-addressed artifacts, shared by all nodes on a machine.
         artifact_stores: base URLs asked first, in order (the federation's store, peer sites).
         artifact_dirs: local folders or mounted sticks searched next.
-        chips: chip drivers to load.
+        chips: chip drivers to load; a driver whose cards are absent costs next to nothing. `NAME@FOLDER` reads a
+            twin's folder in the place of this machine, for tests and rehearsals.
         engine_threads: CPU threads with which one engine generates; 0 means all that its chips grant. Where
             several engines share few cores, 1 serves all of them better than threads that wait for each other.
         engine_prefill_threads: CPU threads with which one engine reads prompts; 0 means all.

@@ -8,12 +8,16 @@ least once and has chips. Run against drivers on real machines and on their twin
 
 import asyncio
 import math
+import re
 
 import msgspec
 
 from madang.chip.contract import ChipDriver
 from madang.core import ChipId, Conflict
 from madang.model import Chip, ChipHealth
+
+_PCI_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_UNREAD = (ChipHealth.UNKNOWN, ChipHealth.FAILED)
 
 
 class ChipDriverContract:
@@ -41,7 +45,7 @@ class ChipDriverContract:
     def test_quantities_are_plausible_or_absent(self) -> None:
         _, _, chips = self.read_twice()
         for chip in chips:
-            assert chip.memory_bytes > 0
+            assert chip.memory_bytes > 0 or (chip.memory_bytes == 0 and chip.health in _UNREAD)
             assert chip.engines_max >= 1
             assert chip.memory_free_bytes is None or 0 <= chip.memory_free_bytes <= chip.memory_bytes
             assert chip.utilisation is None or 0 <= chip.utilisation <= 1
@@ -58,10 +62,27 @@ class ChipDriverContract:
         _, chips, _ = self.read_twice()
         assert msgspec.json.decode(msgspec.json.encode(chips), type=tuple[Chip, ...]) == chips
 
+    def test_identity_and_topology_are_well_formed_or_absent(self) -> None:
+        _, _, chips = self.read_twice()
+        for chip in chips:
+            assert re.fullmatch(r"[a-z0-9][a-z0-9-]*", chip.chip_id)
+            assert not chip.pci_address or _PCI_ADDRESS.fullmatch(chip.pci_address)
+            assert chip.numa_node is None or chip.numa_node >= 0
+            assert chip.cores >= 1
+            for cores in chip.core_sets:
+                assert list(cores) == sorted(set(cores))
+                assert cores
+                assert 0 <= cores[0] <= cores[-1] < chip.cores
+            assert chip.clock_mhz is None or chip.clock_mhz > 0
+            assert chip.power_w_max is None or chip.power_w_max > 0
+            assert all(chip.throttle_reasons)
+
     def test_a_grant_names_what_an_engine_needs(self) -> None:
         driver, chips, _ = self.read_twice()
-        grant = driver.grant((chips[0].chip_id,))
-        assert len(grant.devices) == 1
+        first = chips[0]
+        card = tuple(chip.chip_id for chip in chips if chip is first or (first.group and chip.group == first.group))
+        grant = driver.grant(card)
+        assert len(grant.devices) == len(card)
         assert grant.cpu_threads >= 1
         assert list(grant.cpus) == sorted(set(grant.cpus))
 

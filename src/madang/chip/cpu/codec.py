@@ -8,11 +8,14 @@ import math
 
 import msgspec
 
-TWIN_VENDOR = "MadangTwin"
-"""What a twin states as `vendor_id` in its cpuinfo, so that its readings are never taken for a machine's."""
+from madang.chip.values import TWIN_VENDOR as TWIN_VENDOR
+from madang.chip.values import as_number, in_range
+from madang.chip.values import parse_cpu_list as parse_cpu_list
+from madang.chip.values import parse_int as parse_int
 
 _TEMPERATURE_C_MIN, _TEMPERATURE_C_MAX = -40.0, 150.0
-_CPUS_MAX = 65536
+_CLOCK_MHZ_MIN, _CLOCK_MHZ_MAX = 10.0, 20_000.0
+_POWER_W_MAX = 10_000.0
 _LIMIT_BYTES_MAX = 1 << 62  # cgroup v1 writes about 2**63 for "no limit"
 
 
@@ -22,6 +25,7 @@ class CpuInfo(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     vendor: str
     count: int
+    clock_mhz: float | None = None
 
 
 class MemoryInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,12 +46,6 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", errors="replace")
 
 
-def parse_int(data: bytes) -> int | None:
-    """Return the one non-negative decimal integer in `data`, or None."""
-    text = data.strip()
-    return int(text) if 0 < len(text) <= 20 and text.isdigit() else None
-
-
 def parse_cpuinfo(data: bytes) -> CpuInfo:
     """Return model, vendor and number of processors; ARM kernels name an implementer instead of a model."""
     found: dict[str, str] = {}
@@ -60,7 +58,9 @@ def parse_cpuinfo(data: bytes) -> CpuInfo:
         count += name == "processor"
         found.setdefault(name, " ".join(value.split())[:120])
     vendor = found.get("vendor_id") or found.get("CPU implementer") or ""
-    return CpuInfo(model=found.get("model name") or found.get("Model") or "unknown CPU", vendor=vendor, count=count)
+    model = found.get("model name") or found.get("Model") or "unknown CPU"
+    clock_mhz = in_range(as_number(found.get("cpu MHz")), _CLOCK_MHZ_MIN, _CLOCK_MHZ_MAX)
+    return CpuInfo(model=model, vendor=vendor, count=count, clock_mhz=clock_mhz)
 
 
 def parse_meminfo(data: bytes) -> MemoryInfo:
@@ -112,6 +112,23 @@ def parse_millidegrees(data: bytes) -> float | None:
     return celsius if _TEMPERATURE_C_MIN <= celsius <= _TEMPERATURE_C_MAX else None
 
 
+def parse_kilohertz(data: bytes) -> float | None:
+    """Return MHz from a cpufreq value."""
+    value = parse_int(data)
+    return None if value is None else in_range(value / 1000, _CLOCK_MHZ_MIN, _CLOCK_MHZ_MAX)
+
+
+def parse_microwatts(data: bytes) -> float | None:
+    """Return watts from a powercap limit."""
+    value = parse_int(data)
+    return None if value is None else in_range(value / 1e6, 1.0, _POWER_W_MAX)
+
+
+def is_node(name: str) -> bool:
+    """Return whether a name in /sys/devices/system/node is that of a NUMA node."""
+    return name.startswith("node") and name.removeprefix("node").isdecimal()
+
+
 def power_w(before_uj: int | None, after_uj: int | None, wrap_uj: int | None, elapsed_ns: int) -> float | None:
     """Return mean power between two readings of an energy counter that wraps to zero after `wrap_uj`."""
     if before_uj is None or after_uj is None or elapsed_ns <= 0:
@@ -122,19 +139,6 @@ def power_w(before_uj: int | None, after_uj: int | None, wrap_uj: int | None, el
             return None
         energy_uj += wrap_uj + 1
     return energy_uj * 1000 / elapsed_ns
-
-
-def parse_cpu_list(data: bytes) -> tuple[int, ...]:
-    """Return the CPUs of a list such as `0-3,8`, ascending; empty when it is malformed."""
-    found: set[int] = set()
-    for part in data.strip().split(b","):
-        first_text, sign, last_text = part.partition(b"-")
-        first = parse_int(first_text)
-        last = parse_int(last_text) if sign else first
-        if first is None or last is None or not first <= last < _CPUS_MAX:
-            return ()
-        found.update(range(first, last + 1))
-    return tuple(sorted(found))
 
 
 def parse_allowed_cpus(data: bytes) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ HOT_C = 95.0
 """Processors throttle at about 100 °C; from here on performance is not what was measured."""
 _CPU_SENSORS = frozenset({"coretemp", "k10temp", "zenpower", "cpu_thermal", "x86_pkg_temp", "cpu-thermal"})
 _SENSORS_MAX = 256
+_CPUS = "sys/devices/system/cpu"
 
 
 class _Energy(msgspec.Struct, frozen=True):
@@ -43,6 +44,11 @@ class _Reading(msgspec.Struct, frozen=True, kw_only=True):
     quota_cpus: float | None
     memory_limit_bytes: int | None
     memory_used_bytes: int | None
+    clock_mhz: float | None
+    power_w_max: float | None
+    throttle_count: int | None
+    numa_node: int | None
+    kernel: str
 
 
 class CpuDriver:
@@ -78,7 +84,8 @@ class CpuDriver:
 
     def _make_chip(self, before: _Reading | None, reading: _Reading) -> Chip:
         total_bytes, free_bytes = _memory(reading)
-        health, reason = _judge(reading)
+        throttle_reasons = _throttle_reasons(before, reading)
+        health, reason = _judge(reading, throttle_reasons)
         return Chip(
             chip_id=CHIP_ID,
             node=self._node,
@@ -94,12 +101,18 @@ class CpuDriver:
             power_w=_power_w(before, reading),
             is_simulated=reading.info.vendor == codec.TWIN_VENDOR,
             observed_at_s=self._clock.wall_s(),
+            numa_node=reading.numa_node,
+            clock_mhz=reading.clock_mhz,
+            power_w_max=reading.power_w_max,
+            throttle_reasons=throttle_reasons,
+            driver_version=reading.kernel,
         )
 
     def _read_files(self) -> _Reading:
         quota_cpus, limit_bytes, used_bytes = self._read_cgroup()
         info = codec.parse_cpuinfo(self._bytes("proc/cpuinfo"))
         allowed = codec.parse_allowed_cpus(self._bytes("proc/self/status"))
+        cpus = allowed or tuple(range(info.count))
         return _Reading(
             at_ns=self._clock.monotonic_ns(),
             info=info,
@@ -107,11 +120,40 @@ class CpuDriver:
             times=codec.parse_stat(self._bytes("proc/stat")),
             temperature_c=self._read_temperature(),
             energy=self._read_energy(),
-            cpus=allowed or tuple(range(info.count)),
+            cpus=cpus,
             quota_cpus=quota_cpus,
             memory_limit_bytes=limit_bytes,
             memory_used_bytes=used_bytes,
+            clock_mhz=self._read_clock(cpus) or info.clock_mhz,
+            power_w_max=self._read_power_limit(),
+            throttle_count=self._read_throttle_count(),
+            numa_node=self._read_numa_node(),
+            kernel=_name(self._bytes("proc/sys/kernel/osrelease"))[:80],
         )
+
+    def _read_clock(self, cpus: tuple[int, ...]) -> float | None:
+        """Return the mean clock of the CPUs that may be used, where the kernel scales it."""
+        files = [f"{_CPUS}/cpu{cpu}/cpufreq/scaling_cur_freq" for cpu in cpus[:_SENSORS_MAX]]
+        clocks = [codec.parse_kilohertz(self._bytes(path)) for path in files]
+        known = [clock for clock in clocks if clock is not None]
+        return sum(known) / len(known) if known and len(known) == len(clocks) else None
+
+    def _read_power_limit(self) -> float | None:
+        """Return the sum of the packages' long-term limits; None unless each has one."""
+        folders = self._folders("sys/class/powercap")
+        packages = [folder for folder in folders if _name(self._bytes(folder / "name")).startswith("package")]
+        limits = [codec.parse_microwatts(self._bytes(one / "constraint_0_power_limit_uw")) for one in packages]
+        known = [limit for limit in limits if limit is not None]
+        return sum(known) if known and len(known) == len(limits) else None
+
+    def _read_throttle_count(self) -> int | None:
+        """Return how often the package of the first CPU was throttled since boot."""
+        return codec.parse_int(self._bytes(f"{_CPUS}/cpu0/thermal_throttle/package_throttle_count"))
+
+    def _read_numa_node(self) -> int | None:
+        """Return the one NUMA node of the machine, or None where there are several or none is told."""
+        nodes = [folder.name for folder in self._folders("sys/devices/system/node") if codec.is_node(folder.name)]
+        return int(nodes[0].removeprefix("node")) if len(nodes) == 1 else None
 
     def _read_temperature(self) -> float | None:
         """Return the hottest processor sensor."""
@@ -196,7 +238,13 @@ def _memory(reading: _Reading) -> tuple[int | None, int | None]:
     return total_bytes, free_bytes
 
 
-def _judge(reading: _Reading) -> tuple[ChipHealth, str]:
+def _throttle_reasons(before: _Reading | None, reading: _Reading) -> tuple[str, ...]:
+    if before is None or before.throttle_count is None or reading.throttle_count is None:
+        return ()
+    return ("thermal",) if reading.throttle_count > before.throttle_count else ()
+
+
+def _judge(reading: _Reading, throttle_reasons: tuple[str, ...]) -> tuple[ChipHealth, str]:
     if reading.memory.total_bytes is None:
         return ChipHealth.UNKNOWN, "memory cannot be read from /proc/meminfo"
     if reading.times is None:
@@ -205,6 +253,8 @@ def _judge(reading: _Reading) -> tuple[ChipHealth, str]:
         return ChipHealth.UNKNOWN, "no CPU is named in /proc/self/status or /proc/cpuinfo"
     if reading.temperature_c is not None and reading.temperature_c >= HOT_C:
         return ChipHealth.DEGRADED, f"{reading.temperature_c:.0f} °C; it throttles from {HOT_C:.0f} °C on"
+    if throttle_reasons:
+        return ChipHealth.DEGRADED, f"throttled since the last reading: {', '.join(throttle_reasons)}"
     return ChipHealth.OK, ""
 
 

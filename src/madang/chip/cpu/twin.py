@@ -27,6 +27,7 @@ class CpuTwin:
         self._memory_bytes = memory_bytes
         self._busy_ticks = self._idle_ticks = 0
         self._energy_uj = 0
+        self._throttle_count = 0
         self._write_still()
         self.advance(1.0)
 
@@ -51,6 +52,12 @@ class CpuTwin:
         )
         self.write("sys/class/hwmon/hwmon0/temp1_input", f"{round(temperature_c * 1000)}\n")
         self.write("sys/class/powercap/intel-rapl:0/energy_uj", f"{self._energy_uj}\n")
+
+    def throttle(self) -> None:
+        """Fault: the package is throttled once more."""
+        self._throttle_count += 1
+        path = "sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count"
+        self.write(path, f"{self._throttle_count}\n")
 
     def limit(self, *, cpus: float | None = None, memory_bytes: int | None = None, used_bytes: int = 0) -> None:
         """Put the machine's processes under cgroup v2 limits."""
@@ -91,3 +98,9 @@ class CpuTwin:
         self.write("sys/class/hwmon/hwmon0/name", "coretemp\n")
         self.write("sys/class/powercap/intel-rapl:0/name", "package-0\n")
         self.write("sys/class/powercap/intel-rapl:0/max_energy_range_uj", f"{_ENERGY_WRAP_UJ}\n")
+        self.write("sys/class/powercap/intel-rapl:0/constraint_0_power_limit_uw", "125000000\n")
+        self.write("proc/sys/kernel/osrelease", "6.8.0-madangtwin\n")
+        self.write("sys/devices/system/node/node0/cpulist", f"0-{self._cpus - 1}\n")
+        self.write("sys/devices/system/cpu/cpu0/thermal_throttle/package_throttle_count", "0\n")
+        for number in range(self._cpus):
+            self.write(f"sys/devices/system/cpu/cpu{number}/cpufreq/scaling_cur_freq", "2500000\n")

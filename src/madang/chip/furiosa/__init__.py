@@ -1,0 +1,1 @@
+"""The `furiosa` chip driver: FuriosaAI RNGD and Warboy."""

@@ -1,0 +1,1 @@
+"""The `hyperaccel` chip driver: HyperAccel LPU on FPGA cards, found but not read."""

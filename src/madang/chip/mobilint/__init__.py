@@ -1,0 +1,1 @@
+"""The `mobilint` chip driver: Mobilint ARIES (MLA100)."""

@@ -1,0 +1,1 @@
+"""The `nvidia` chip driver: NVIDIA GPUs through NVML."""

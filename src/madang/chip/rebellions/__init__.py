@@ -1,0 +1,1 @@
+"""The `rebellions` chip driver: Rebellions ATOM, ATOM+, ATOM-Max and REBEL."""
