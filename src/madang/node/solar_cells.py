@@ -108,7 +108,7 @@ def learn(measures: Whole, is_defect: NDArray[np.bool_]) -> tuple[list[Fraction]
     products += np.diag(np.diag(products) // _RIDGE + 1)
     goals = spread.T @ wanted
     rows = [[Fraction(int(value)) for value in (*row, goal)] for row, goal in zip(products, goals, strict=True)]
-    weights = [weight / len(measures) for weight in _solve(rows)]
+    weights = [weight / len(measures) for weight in solve(rows)]
     return weights, -(_mean_of(weights, measures[is_defect]) + _mean_of(weights, measures[~is_defect])) / 2
 
 
@@ -118,7 +118,7 @@ def _mean_of(weights: Sequence[Fraction], measures: Whole) -> Fraction:
     return sum((weight * one for weight, one in zip(weights, sums, strict=True)), Fraction(0)) / len(measures)
 
 
-def _solve(rows: list[list[Fraction]]) -> list[Fraction]:
+def solve(rows: list[list[Fraction]]) -> list[Fraction]:
     """Return the solution of equations whose last column is the right side; the matrix is positive definite."""
     for pivot, row in enumerate(rows):
         for other in rows[pivot + 1 :]:
