@@ -54,7 +54,7 @@ LISTINGS = {
                 }
             ]
         },
-        ["3 MiB", "llama_cpp", "MIT"],
+        ["3 MiB", "llama_cpp", "MIT", "token"],
     ),
     ("service", "list"): (
         "/api/v1/services",
@@ -74,10 +74,10 @@ LISTINGS = {
     ("usage",): (
         "/api/v1/usage",
         {
-            "rows": [{"tenant": "daegu-clinic", "service": "madang-chat", "requests": 2, "events": 3}],
+            "rows": [{"tenant": "daegu-clinic", "service": "madang-chat", "requests": 2, "events": 3, "images": 7}],
             "totals": {"requests": 2, "events": 3, "prompt_tokens": 30, "completion_tokens": 40},
         },
-        ["daegu-clinic", "madang-chat", "total", "40"],
+        ["daegu-clinic", "madang-chat", "total", "40", "IMAGES", "7"],
     ),
     ("usage", "--group-by", "site"): (
         "/api/v1/usage",
@@ -183,12 +183,29 @@ def test_the_key_of_a_demo_tenant_is_found_in_the_credentials(madang, tmp_path):
     assert "choose one of daegu-clinic" in done.stderr
 
 
-def test_services_come_from_a_file(hub, ask, tmp_path):
+MODEL = {"name": "m", "task": "chat", "title": "M", "licence": "MIT"}
+
+
+@pytest.fixture
+def catalog(hub):
+    """A hub with one model and no service."""
+    hub.answers["GET", "/api/v1/models"] = (200, [MODEL])
+    hub.answers["GET", "/api/v1/services"] = (200, [])
+    return hub
+
+
+def sent(hub):
+    return [call for call in hub.calls if call[0] != "GET"]
+
+
+def test_services_come_from_a_file(hub, ask, tmp_path, catalog):
     hub.answers["PUT", "/api/v1/services/a"] = hub.answers["PUT", "/api/v1/services/b"] = (200, {})
     toml = tmp_path / "services.toml"
     toml.write_text('[[service]]\nname = "a"\nmodel = "m"\n[[service]]\nname = "b"\nmodel = "m"\nslots = 2\n')
-    assert ask("service", "apply", "-f", str(toml)).stdout == "applied: a, b\n"
-    assert [call[3]["slots"] for call in hub.calls] == [Service(name="a", model="m").slots, 2]
+    assert ask("service", "apply", "-f", str(toml)).stdout == (
+        "+ service a: model=m\n+ service b: model=m, slots=2\napplied: 2\n"
+    )
+    assert [call[3]["slots"] for call in sent(hub)] == [Service(name="a", model="m").slots, 2]
     one = tmp_path / "one.json"
     one.write_text('{"name": "a", "model": "m"}')
     assert ask("service", "apply", "-f", str(one)).exit_code == 0
@@ -211,6 +228,96 @@ def test_a_bad_file_is_named_with_what_is_wrong(hub, ask, tmp_path, name, text, 
     assert str(path) in done.stderr
     assert expected in done.stderr
     assert hub.calls == []
+
+
+def test_applying_shows_what_changes_and_sends_only_that(hub, ask, tmp_path, catalog):
+    known = [{"name": "a", "model": "m", "slots": 4}, {"name": "b", "model": "m"}, {"name": "other", "model": "m"}]
+    hub.answers["GET", "/api/v1/services"] = (200, known)
+    hub.answers["PUT", "/api/v1/services/a"] = (200, {})
+    path = tmp_path / "services.toml"
+    path.write_text(
+        '[[service]]\nname = "a"\nmodel = "m"\nslots = 2\nsites = ["daegu"]\n[[service]]\nname = "b"\nmodel = "m"\n'
+    )
+    lines = "~ service a: sites - -> daegu, slots 4 -> 2\n= service b: as it is\n"
+    assert ask("service", "apply", "-f", str(path), "--dry-run").stdout == (
+        f"{lines}nothing was changed: --dry-run; 1 to apply\n"
+    )
+    assert sent(hub) == []
+    assert ask("service", "apply", "-f", str(path)).stdout == f"{lines}applied: 1\n"
+    assert [call[1] for call in sent(hub)] == ["/api/v1/services/a"]
+    found = json.loads(ask("service", "apply", "-f", str(path), "--dry-run", "--json").stdout)
+    assert found["is_applied"] is False
+    assert found["changes"][0]["differences"][1] == {"field": "slots", "before": 4, "after": 2}
+    hub.answers["GET", "/api/v1/services"] = (
+        200,
+        [{"name": "a", "model": "m", "slots": 2, "sites": ["daegu"]}, known[1]],
+    )
+    hub.calls.clear()
+    assert ask("service", "apply", "-f", str(path)).stdout.endswith("nothing to apply\n")
+    assert sent(hub) == [], "applying a file again changes nothing"
+
+
+def test_applying_brings_the_models_that_services_need(hub, ask, tmp_path, catalog):
+    hub.answers["PUT", "/api/v1/services/a"] = hub.answers["PUT", "/api/v1/services/b"] = (200, {})
+    hub.answers["POST", "/api/v1/models"] = (201, {})
+    path = tmp_path / "services.toml"
+    path.write_text(
+        '[[model]]\nname = "own"\ntask = "infer"\nunit = "image"\ntitle = "Own"\nlicence = "MIT"\n'
+        '[[service]]\nname = "a"\nmodel = "own"\n[[service]]\nname = "b"\nmodel = "multilingual-e5-small"\n'
+    )
+    done = ask("service", "apply", "-f", str(path))
+    assert done.exit_code == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        "+ model own (from the file; MIT)",
+        "+ model multilingual-e5-small (built-in catalog; MIT)",
+        "+ service a",
+        "+ service b",
+        "applied",
+    ]
+    made = [call[3]["name"] for call in sent(hub) if call[1] == "/api/v1/models"]
+    assert made == ["own", "multilingual-e5-small"]
+    assert [call[1] for call in sent(hub)][2:] == ["/api/v1/services/a", "/api/v1/services/b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[[service]]\nname = "a"\nmodel = "nowhere"\n', "model 'nowhere' is not in the file, at the hub"),
+        ('[[service]]\nname = "a"\nmodel = "m"\nreplica = 2\n', "'replica' is unknown"),
+        ('[[service]]\nname = "a"\nmodel = "m"\n[[price]]\nwon = 1\n', "'price' is unknown"),
+        ('[[service]]\nname = "a"\nmodel = "m"\n[[service]]\nname = "a"\nmodel = "m"\n', "stands there twice"),
+        (
+            '[[model]]\nname = "own"\ntask = "chat"\nunit = "image"\ntitle = "O"\nlicence = "MIT"\n',
+            "unit of task chat: expected token",
+        ),
+    ],
+)
+def test_a_file_with_a_mistake_changes_nothing(hub, ask, tmp_path, catalog, text, expected):
+    path = tmp_path / "services.toml"
+    path.write_text('[[service]]\nname = "first"\nmodel = "m"\n' + text)
+    done = ask("service", "apply", "-f", str(path))
+    assert done.exit_code == 1
+    assert expected in done.stderr
+    assert sent(hub) == []
+
+
+def test_a_model_is_shown_with_its_unit_its_warning_and_where_its_files_come_from(hub, ask):
+    file = {
+        "name": "m.onnx",
+        "size_bytes": 2**20,
+        "sha256": "a" * 64,
+        "sources": [
+            {"type": "http", "url": "https://example.org/m.onnx"},
+            {"type": "recipe", "recipe": "cells", "parts": [{"package": "p", "version": "1"}]},
+        ],
+    }
+    artifact = {"artifact_id": "q4", "engine": "onnx", "chip_kinds": ["cpu"], "files": [file]}
+    model = {**MODEL, "task": "infer", "unit": "image", "warning": "never clinical", "artifacts": [artifact]}
+    hub.answers["GET", "/api/v1/models/m"] = (200, model)
+    shown = ask("model", "show", "m").stdout
+    for text in ("counted in: image", "never clinical", "a" * 64, "https://example.org/m.onnx", "cells: p 1"):
+        assert text in shown
+    assert json.loads(ask("model", "show", "m", "--json").stdout) == model
 
 
 def test_models_are_added_from_the_shape_of_the_built_in_catalog(hub, ask, tmp_path):

@@ -364,9 +364,16 @@ def test_a_price_without_a_class_holds_for_every_class(hub, ask):
         "valid_from": "2030-01-01",
         "prompt_micro_won_per_million": 300_000_000,
         "completion_micro_won_per_million": 1_200_500_000,
-        "request_micro_won": 0,
-        "audio_second_micro_won": 0,
     }
+
+
+def test_a_price_of_a_row_of_a_batch(hub, ask):
+    hub.answers["POST", "/api/v1/tariffs"] = (201, tariff("2030-01-01", image_micro_won=2_500_000))
+    assert ask("price", "set", "x-ray", "--image", "2.5", "--sample", "0", "--from", "2030-01-01").exit_code == 0
+    sent = hub.calls[0][3]
+    assert (sent["image_micro_won"], sent["sample_micro_won"], "request_micro_won" in sent) == (2_500_000, 0, False)
+    hub.answers["GET", "/api/v1/tariffs"] = (200, [tariff("2030-01-01", image_micro_won=2_500_000)])
+    assert "2.5" in ask("price", "list").stdout
 
 
 def test_a_price_begins_today_where_there_is_none_and_else_tomorrow(hub, ask):

@@ -33,10 +33,14 @@ from tritonclient.utils import triton_to_np_dtype
 from madang.core import KeyId, RequestId, ServiceName, SiteId, TenantId
 from madang.engine.contract import Verdict
 from madang.engine.onnx.driver import TWIN_PROGRAM, OnnxDriver
-from madang.model import CatalogEntry, Outcome, ReplicaPhase, Service, Task
+from madang.gateway.admission import worst_charge
+from madang.gateway.rows import ROWS_MAX
+from madang.model import CatalogEntry, Outcome, PriorityClass, ReplicaPhase, Service, Tariff, Task, Unit
 from madang.testing.engine_contract import KEY, RunningEngine, run_engine
 from madang.wire.access_log import decode_segment
 from madang.wire.feed import LocalReplica
+from madang.wire.oip import read_infer
+from madang.wire.openai import ApiRequest, Endpoint
 from madang.wire.passes import PASS_HEADER, Pass, seal_pass
 
 pytestmark = pytest.mark.peer
@@ -417,6 +421,74 @@ def test_an_answer_says_who_served_it_and_is_written_down_once(site: LabSite) ->
     metrics = site.request("GET", "/metrics", port="admin").body.decode()
     counted = [line for line in metrics.splitlines() if 'endpoint="/v2/models/{model}/infer"' in line]
     assert any(line.endswith(" 2.0") and f'service="{MODEL}"' in line for line in counted), counted
+
+
+PRICED = Tariff(
+    tariff_id="t",
+    service=ServiceName(MODEL),
+    priority=PriorityClass.INTERACTIVE,
+    valid_from="2020-01-01",
+    request_micro_won=7,
+    image_micro_won=1_000,
+    sample_micro_won=10,
+)
+
+
+def rows(count: int, name: str = "x") -> dict:
+    return {"name": name, "shape": [count, 2], "datatype": "FP32", "data": [0.5, 1.5] * count}
+
+
+@pytest.mark.parametrize(
+    ("entry", "inputs", "counted", "charge"),
+    [
+        ({}, [rows(3)], (0, 1), 7 + 10),
+        ({"unit_input": "x"}, [rows(3)], (0, 3), 7 + 30),
+        ({"unit_input": "x"}, [rows(9, "state"), rows(3)], (0, 3), 7 + 30),
+        ({"unit_input": "x", "unit": Unit.IMAGE}, [rows(2)], (2, 0), 7 + 2_000),
+        ({"unit": Unit.IMAGE}, [rows(2)], (1, 0), 7 + 1_000),
+        ({"unit_input": "other"}, [rows(2)], (0, 1), 7 + 10),
+        ({"unit_input": "x"}, [{**X, "shape": [], "data": 1.5}], None, None),
+        ({"unit_input": "x"}, [{**X, "shape": [0], "data": []}], (0, 0), 7),
+    ],
+)
+def test_rows_are_counted_and_charged_as_the_catalog_says(
+    known: Lab, engine: RunningEngine, entry, inputs, counted, charge
+) -> None:
+    known.models[-1] = msgspec.structs.replace(known.models[-1], **entry)
+    known.tariffs.append(PRICED)
+    site = known.site()
+    serve(site, engine.endpoint)
+    known.start(site)
+    answer = infer(site, *inputs)
+    if counted is None:
+        assert answer.status == 400, "the engine refuses it, so it is not counted"
+        assert site.events() == []
+        return
+    assert answer.status == 200, answer.body
+    (event,) = site.events()
+    assert ((event.images, event.samples), event.charge_micro_won) == (counted, charge)
+
+
+def test_more_rows_than_can_be_counted_are_refused(known: Lab, engine: RunningEngine) -> None:
+    known.models[-1] = msgspec.structs.replace(known.models[-1], unit_input="x")
+    site = known.site()
+    serve(site, engine.endpoint)
+    known.start(site)
+    count = ROWS_MAX + 1
+    tensor = {"name": "x", "shape": [count, 1], "datatype": "UINT8", "parameters": {"binary_data_size": count}}
+    answer = binary(site, {"inputs": [tensor]}, bytes(count))
+    assert (answer.status, answer.json["param"]) == (400, "x")
+    assert str(ROWS_MAX) in answer.json["error"]
+    # A shape that its values do not bear out is the engine's to refuse, whatever it says.
+    assert infer(site, {**X, "shape": [2**62]}).status == 400
+    assert site.events() == []
+
+
+def test_the_most_that_tensors_can_cost_counts_every_row() -> None:
+    model = CatalogEntry(name="m", task=Task.INFER, title="t", licence="l", unit_input="x")
+    request = read_infer(json.dumps({"inputs": [rows(3)]}).encode(), None)
+    asked = ApiRequest(endpoint=Endpoint.INFER, service=MODEL, fields={}, form=request)
+    assert worst_charge(PRICED, asked, 0, 0, model) == 7 + 30
 
 
 def test_a_key_of_idempotence_covers_the_path(site: LabSite) -> None:

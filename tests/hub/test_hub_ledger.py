@@ -179,7 +179,7 @@ def test_sums_by_group_span_and_tenant(store):
         store,
         event(1, started_at_s=day_s * 10 + 1.5),
         event(2, started_at_s=day_s * 11 - 0.5, tenant_id="parts"),
-        event(3, started_at_s=day_s * 11),
+        event(3, started_at_s=day_s * 11, audio_ms=1_001, images=3, samples=4),
         event(4, 1, started_at_s=day_s * 11, charge_micro_won=7, project_id="er"),
         event(4, 2, started_at_s=day_s * 11 + 5, completion_tokens=100, charge_micro_won=50, project_id="er"),
     )
@@ -194,6 +194,9 @@ def test_sums_by_group_span_and_tenant(store):
         "events": 5,
         "prompt_tokens": 40,
         "completion_tokens": 115,
+        "audio_s": 2,
+        "images": 3,
+        "samples": 4,
         "charge_micro_won": 50,
         "superseded": 1,
     }

@@ -130,6 +130,8 @@ def month(store, change):
         make_event(
             10, started_at_s=NOVEMBER_S + 9, service="ears", audio_ms=2_000, charge_micro_won=1000, tariff_id="a"
         ),
+        make_event(11, started_at_s=DECEMBER_S + 9, service="x-ray", images=3, tariff_id="a"),
+        make_event(12, started_at_s=DECEMBER_S + 9, service="x-ray", images=1, samples=5, tariff_id="a"),
     )
     store.write_now(lambda c: enter(c, events, [], 1.0))
     return lambda name="2026-11", now_s=DECEMBER_S: store.write_now(lambda c: show_invoice(c, "clinic", name, now_s))
@@ -159,6 +161,7 @@ def test_an_invoice_is_final_once_its_month_is_over(month):
     assert month(now_s=DECEMBER_S - 0.001)["is_final"] is False
     december = month("2026-12")
     assert (december["is_final"], december["sum_micro_won"]) == (False, 1_000)
+    assert [(one["images"], one["samples"]) for one in december["lines"]] == [(0, 0), (4, 5)]
     empty = month("2025-01")
     assert (empty["lines"], empty["total_won"], empty["is_final"]) == ([], 0, True)
 

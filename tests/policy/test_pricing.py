@@ -36,22 +36,25 @@ tariffs = st.builds(
     completion_micro_won_per_million=prices,
     request_micro_won=prices,
     audio_second_micro_won=prices,
+    image_micro_won=prices,
+    sample_micro_won=prices,
 )
 
 
-@given(tariffs, st.sampled_from(Outcome), tokens, tokens, st.integers(0, 10**9))
+@given(tariffs, st.sampled_from(Outcome), tokens, tokens, st.integers(0, 10**9), tokens, tokens)
 def test_a_charge_is_the_exact_price_rounded_once(
-    tariff: Tariff, outcome: Outcome, prompt: int, completion: int, audio_ms: int
+    tariff: Tariff, outcome: Outcome, prompt: int, completion: int, audio_ms: int, images: int, samples: int
 ) -> None:
     exact = Fraction(prompt * tariff.prompt_micro_won_per_million, 10**6)
     exact += Fraction(completion * tariff.completion_micro_won_per_million, 10**6)
     rounded = int((Decimal(exact.numerator) / Decimal(exact.denominator)).quantize(Decimal(1), ROUND_HALF_UP))
     seconds = audio_ms // 1000 + (audio_ms % 1000 > 0)
     expected = rounded + seconds * tariff.audio_second_micro_won
+    expected += images * tariff.image_micro_won + samples * tariff.sample_micro_won
     expected += tariff.request_micro_won if outcome is Outcome.COMPLETED else 0
     if outcome is Outcome.ABANDONED:
         expected = 0
-    assert charge_micro_won(tariff, outcome, prompt, completion, audio_ms) == expected
+    assert charge_micro_won(tariff, outcome, prompt, completion, audio_ms, images, samples) == expected
 
 
 @given(tariffs, st.sampled_from(Outcome), st.text(max_size=50), tokens, st.integers(0, 10**6), st.data())

@@ -257,6 +257,16 @@ def test_an_event_that_comes_twice_is_one_row_and_counted_once(site):
     assert (total["events"], total["completion_tokens"], total["prompt_tokens"]) == (2, 3, 20)
 
 
+def test_totals_count_every_unit(site):
+    worker = Worker(site.usage, boot="a0")
+    counted = ({"audio_ms": 1}, {"audio_ms": 2_000}, {"images": 3}, {"samples": 4}, {"samples": 5})
+    worker.write(b"".join(records(number, **fields) for number, fields in enumerate(counted)))
+    worker.die()
+    site.settle()
+    (total,) = site.run(site.store.read(read_totals))
+    assert (total["audio_s"], total["images"], total["samples"]) == (1 + 2, 3, 9), "sound by the begun second"
+
+
 @given(
     st.lists(st.sampled_from(["write", "torn", "rotate", "die", "import", "crash", "unstored", "finish"]), max_size=25)
 )

@@ -24,8 +24,28 @@ events = st.builds(
     outcome=st.sampled_from(Outcome),
     prompt_tokens=counts,
     completion_tokens=counts,
+    images=counts,
+    samples=counts,
     ttft_s=st.none() | st.floats(0, 1e6),
 )
+
+
+# A record of the release before there were images and samples: a site that is updated still has such ones to import.
+BEFORE_UNITS = (
+    b"\xf1\x01\x00\x00A\xf1\xed\x86\xde\x00\x1c\xa8event_id\xd9(daegu-01a0c4506c0100000000000000000001.1\xaarequest_id"
+    b"\xd9&daegu-01a0c4506c0100000000000000000001\xa7attempt\x01\xa9tenant_id\xa6clinic\xa6key_id\xa2k1\xa7service"
+    b"\xa4chat\xa5model\xa1m\xa8endpoint\xb4/v1/chat/completions\xaaentry_site\xa5daegu\xa4site\xa5daegu\xaareplica_id"
+    b"\xa0\xa9chip_kind\xa0\xa7outcome\xa9completed\xadprompt_tokens\n\xb1completion_tokens\x05\xacis_estimated\xc2"
+    b"\xabis_streamed\xc2\xa4hops\x00\xacstarted_at_s\xcbA\xda\xacN\xe0\x10\x00\x00\xa6ttft_s\xcb?\xb9\x99\x99\x99\x99"
+    b"\x99\x9a\xaaduration_s\xcb?\xe0\x00\x00\x00\x00\x00\x00\xaaproject_id\xa0\xa8priority\xabinteractive\xa8audio_ms"
+    b"\xcd\x05\xdc\xa9tariff_id\xa0\xb0charge_micro_won\x07\xb2overdraw_micro_won\x00\xafartifact_sha256\xa0"
+)
+
+
+def test_a_record_of_before_there_were_units_is_read() -> None:
+    (event,), used = decode_records(BEFORE_UNITS)
+    assert used == len(BEFORE_UNITS)
+    assert (event.audio_ms, event.charge_micro_won, event.images, event.samples) == (1500, 7, 0, 0)
 
 
 @given(st.lists(events, max_size=6))

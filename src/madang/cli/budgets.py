@@ -152,6 +152,8 @@ def _show_invoice(
             ("TOKENS READ 입력", lambda row: f"{row['prompt_tokens']:,}"),
             ("TOKENS WRITTEN 출력", lambda row: f"{row['completion_tokens']:,}"),
             ("SECONDS 음성", lambda row: f"{row['audio_s']:,}"),
+            ("IMAGES 영상", lambda row: f"{row.get('images', 0):,}"),
+            ("SAMPLES 표본", lambda row: f"{row.get('samples', 0):,}"),
             ("WON 원", won("charge_micro_won")),
         ),
         found["lines"],

@@ -43,8 +43,9 @@ def _list_models(access: Access) -> None:
         (
             ("MODEL", field("name")),
             ("TASK", field("task")),
+            ("UNIT", _unit_of),
             ("TITLE", field("title")),
-            ("SIZE", lambda row: render_bytes(_size_bytes(row))),
+            ("SIZE", lambda row: [render_bytes(size) for size in _sizes_bytes(row)]),
             ("ENGINES", lambda row: sorted({artifact["engine"] for artifact in row.get("artifacts", ())})),
             ("CHIPS", lambda row: sorted({kind for one in row.get("artifacts", ()) for kind in one["chip_kinds"]})),
             ("LICENCE", field("licence")),
@@ -53,15 +54,57 @@ def _list_models(access: Access) -> None:
     )
 
 
-def _size_bytes(model: Any) -> int | None:
-    sizes = [sum(file["size_bytes"] for file in artifact["files"]) for artifact in model.get("artifacts", ())]
-    return max(sizes, default=None)
+def _sizes_bytes(model: Any) -> list[int]:
+    """Return the sizes of a model's artifacts, each once, the smallest first."""
+    return sorted({sum(file["size_bytes"] for file in artifact["files"]) for artifact in model.get("artifacts", ())})
+
+
+def _unit_of(model: Any) -> str:
+    """Return what a model's use is counted in."""
+    from madang.model import UNITS_OF_TASK, Task
+
+    return str(model.get("unit") or UNITS_OF_TASK[Task(model["task"])][0])
 
 
 def _show_model(access: Access, name: ModelName) -> None:
     """Show one model, with every file's hash and sources."""
     with access.hub() as hub:
-        print_json(hub.get(f"/api/v1/models/{name}"))
+        found = hub.get(f"/api/v1/models/{name}")
+    if access.is_json:
+        print_json(found)
+        return
+    facts = {
+        "model": f"{found['name']}: {found['title']}",
+        "task": f"{found['task']}, counted in: {_unit_of(found)}",
+        "licence": found["licence"],
+        "languages": found.get("languages"),
+        "warning": found.get("warning"),
+        "note": found.get("note"),
+    }
+    columns = (("", lambda row: row["name"]), ("", lambda row: row["value"]))
+    print_table("", columns, [{"name": name, "value": value} for name, value in facts.items() if value])
+    files = [{**file, "artifact": artifact} for artifact in found.get("artifacts", ()) for file in artifact["files"]]
+    print_table(
+        "files",
+        (
+            ("ARTIFACT", lambda row: row["artifact"]["artifact_id"]),
+            ("ENGINE", lambda row: row["artifact"]["engine"]),
+            ("CHIPS", lambda row: row["artifact"]["chip_kinds"]),
+            ("FILE", field("name")),
+            ("SIZE", lambda row: render_bytes(row["size_bytes"])),
+            ("SHA-256", field("sha256")),
+            ("SOURCES", lambda row: [_source_words(source) for source in row.get("sources", ())]),
+        ),
+        files,
+    )
+
+
+def _source_words(source: Any) -> str:
+    """Return a source as people read it; wheels by the first of their packages."""
+    parts = source.get("parts") or [source]
+    package = f"{parts[0].get('package', '')} {parts[0].get('version', '')}".strip()
+    more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+    return str(source.get("url") or f"{source.get('recipe', source.get('type', ''))}: {package}{more}")
 
 
 def _add_models(access: Access, file: File) -> None:
@@ -169,19 +212,19 @@ def _create_service(
         say(f"service {name} created; its engines start at the sites: madang service list, madang status")
 
 
-def _apply_services(access: Access, file: File) -> None:
-    """Create or replace the services of a file ([[service]] tables in TOML, or JSON)."""
-    from madang.cli.values import read_facts
-    from madang.model import Service
+def _apply_services(
+    access: Access,
+    file: File,
+    is_dry: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+) -> None:
+    """Make the services of a file so ([[service]] tables), and the models they need; repeating it changes nothing.
 
-    services = read_facts(file, "service", Service)
-    with access.hub() as hub:
-        for service in services:
-            hub.call("PUT", f"/api/v1/services/{service.name}", service)
-    if access.is_json:
-        print_json(services)
-    else:
-        say(f"applied: {', '.join(service.name for service in services)}")
+    Models come from [[model]] tables of the same file, from the hub's catalog, or from the one that ships with this
+    release. What the file does not name is left alone.
+    """
+    from madang.cli.apply import apply_file
+
+    apply_file(access, file, is_dry=is_dry)
 
 
 def _delete_service(access: Access, name: ServiceName) -> None:

@@ -14,6 +14,8 @@ PRICE_FIELDS = (
     "completion_micro_won_per_million",
     "request_micro_won",
     "audio_second_micro_won",
+    "image_micro_won",
+    "sample_micro_won",
 )
 Service = Annotated[str, typer.Argument(metavar="SERVICE", help="The service's name.")]
 
@@ -51,6 +53,8 @@ def _list_prices(
             ("WRITTEN 출력 백만 토큰", won(PRICE_FIELDS[1])),
             ("REQUEST 요청", won(PRICE_FIELDS[2])),
             ("SECOND OF SOUND 음성 초", won(PRICE_FIELDS[3])),
+            ("IMAGE 영상", won(PRICE_FIELDS[4])),
+            ("SAMPLE 표본", won(PRICE_FIELDS[5])),
             ("STATE 상태", field("state")),
         ),
         [row for row in marked if is_all or row["state"] != _PAST],
@@ -87,6 +91,12 @@ def _set_price(
     second: Annotated[
         str | None, typer.Option("--audio-second", metavar="WON", help="For each begun second of sound; 0 when absent.")
     ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="WON", help="For each image of a batch; 0 when absent.")
+    ] = None,
+    sample: Annotated[
+        str | None, typer.Option("--sample", metavar="WON", help="For each sample of a batch; 0 when absent.")
+    ] = None,
     priority: Annotated[
         str | None, typer.Option("--priority", help=f"Only for one class of {', '.join(CLASSES)}; all by default.")
     ] = None,
@@ -102,13 +112,15 @@ def _set_price(
     """Enter a price; one that has begun never changes, a later one replaces it."""
     from madang.cli.values import parse_won
 
-    amounts = (read, written, request, second)
+    amounts = (read, written, request, second, image, sample)
     if all(amount is None for amount in amounts):
-        raise typer.BadParameter("name at least one of --tokens-read, --tokens-written, --request, --audio-second")
+        raise typer.BadParameter(
+            "name at least one of --tokens-read, --tokens-written, --request, --audio-second, --image, --sample"
+        )
     if priority is not None and priority not in CLASSES:
         raise typer.BadParameter(f"{priority!r} is unknown: expected {', '.join(CLASSES)}", param_hint="--priority")
-    parsed = [0 if amount is None else parse_won(amount) for amount in amounts]
-    prices = dict(zip(PRICE_FIELDS, parsed, strict=True))
+    named = zip(PRICE_FIELDS, amounts, strict=True)
+    prices = {name: parse_won(amount) for name, amount in named if amount is not None}
     classes = CLASSES if priority is None else (priority,)
     made = []
     with access.hub() as hub:

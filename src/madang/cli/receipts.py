@@ -143,6 +143,15 @@ def _print_verdict(verdict: "Verdict") -> None:
         "began": f"{render_instant(event.started_at_us / 1e6)}, {event.duration_us / 1e6:.3f} s",
         "tokens": f"{event.prompt_tokens} in, {event.completion_tokens} out"
         + (" (estimated)" if event.is_estimated else ""),
+        "other units": ", ".join(
+            f"{value:g} {name}"
+            for name, value in (
+                ("seconds of sound", event.audio_ms / 1000),
+                ("images", event.images),
+                ("samples", event.samples),
+            )
+            if value
+        ),
         "charge": f"{render_won(event.charge_micro_won)} won, tariff {event.tariff_id or '-'}",
         "proof": f"leaf {verdict.receipt.proof.leaf_index} of tree {root.tree_id}, which has {root.size}",
     }

@@ -5,8 +5,10 @@ from typing import Annotated, Any
 import typer
 
 from madang.cli.access import Access, SiteOption, command, rows_of, with_access
-from madang.cli.terminal import field, print_json, print_table
+from madang.cli.terminal import Row, field, print_json, print_table
 
+_UNIT_COLUMNS = (("AUDIO SECONDS", "audio_s"), ("IMAGES", "images"), ("SAMPLES", "samples"))
+"""Shown where anything was counted in them: most federations have no model of some kinds."""
 GROUPS = ("tenant", "project", "service", "site", "model", "priority", "day")
 
 
@@ -80,6 +82,7 @@ def _show_usage(
             ("EVENTS", field("events")),
             ("PROMPT TOKENS", field("prompt_tokens")),
             ("COMPLETION TOKENS", field("completion_tokens")),
+            *((title, field(name)) for title, name in _UNIT_COLUMNS if any(row.get(name) for row in rows)),
             ("WON", lambda row: render_won(row.get("charge_micro_won"))),
         ),
         rows,
@@ -99,6 +102,12 @@ def _past_s(text: str | None) -> float | None:
     from madang.runtime.clock import SystemClock
 
     return None if text is None else parse_instant_s(text, SystemClock().wall_s(), is_past=True)
+
+
+def _other_units(row: Row) -> list[str]:
+    """Return what an event counted beside tokens."""
+    counted = (("s of sound", (row.get("audio_ms") or 0) / 1000), ("images", row.get("images")))
+    return [f"{value:g} {name}" for name, value in (*counted, ("samples", row.get("samples"))) if value]
 
 
 def _list_events(
@@ -124,6 +133,7 @@ def _list_events(
             ("OUTCOME", field("outcome")),
             ("PROMPT", field("prompt_tokens")),
             ("COMPLETION", field("completion_tokens")),
+            ("OTHER", _other_units),
             ("SECONDS", field("duration_s")),
             ("WON", lambda row: render_won(row.get("charge_micro_won"))),
         ),

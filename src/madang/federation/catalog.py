@@ -13,13 +13,16 @@ from typing import Any
 import msgspec
 
 from madang.core import Rejected, check_entity_id
-from madang.model import Artifact, CatalogEntry
+from madang.model import UNITS_OF_TASK, Artifact, CatalogEntry
 
 CHAT_MODEL = "qwen2.5-coder-0.5b-instruct"
 EMBEDDING_MODEL = "multilingual-e5-small"
 SPEECH_MODEL = "whisper-base"
 VOICE_MODEL = "silero-vad"
 FILES_MODEL = "magika"
+LARGER_CHAT_MODEL = "qwen2.5-coder-1.5b-instruct"
+MEDICAL_MODEL = "brain-mri-demo"
+INDUSTRIAL_MODEL = "solar-cell-defects"
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -53,14 +56,22 @@ def parse_catalog(text: str, where: str) -> tuple[CatalogEntry, ...]:
         raise Rejected(f"{where} is not TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise Rejected(f"{where}: {error}") from error
+    check_catalog(entries, where)
+    return entries
+
+
+def check_catalog(entries: tuple[CatalogEntry, ...], where: str) -> None:
+    """Raise Rejected, naming `where` and the key, for entries that could never be served."""
     names = [entry.name for entry in entries]
     for entry in entries:
         if names.count(entry.name) > 1:
             raise Rejected(f"{where}: model {entry.name!r} stands there twice")
         check_entity_id("model", entry.name)
+        units = UNITS_OF_TASK[entry.task]
+        if entry.counted_in not in units:
+            raise Rejected(f"{where}: model {entry.name}: unit of task {entry.task}: expected {' or '.join(units)}")
         for artifact in entry.artifacts:
             _check_artifact(artifact, f"{where}: model {entry.name}, artifact {artifact.artifact_id}")
-    return entries
 
 
 def find_entry(entries: tuple[CatalogEntry, ...], name: str) -> CatalogEntry:

@@ -69,11 +69,19 @@ class Account:
         """What it is charged by, empty where nothing is."""
         return "" if self.tariff is None else self.tariff.tariff_id
 
-    def charge(self, outcome: Outcome, prompt_tokens: int, completion_tokens: int, audio_ms: int) -> int:
+    def charge(
+        self,
+        outcome: Outcome,
+        prompt_tokens: int,
+        completion_tokens: int,
+        audio_ms: int,
+        images: int = 0,
+        samples: int = 0,
+    ) -> int:
         """Return what an attempt costs, micro-won."""
         if self.tariff is None:
             return 0
-        return charge_micro_won(self.tariff, outcome, prompt_tokens, completion_tokens, audio_ms)
+        return charge_micro_won(self.tariff, outcome, prompt_tokens, completion_tokens, audio_ms, images, samples)
 
     def overdraw(self, charge: int) -> int:
         """Return the part of a charge that no budget covers."""

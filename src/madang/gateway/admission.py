@@ -22,9 +22,11 @@ from madang.gateway.metrics import Meter
 from madang.gateway.purse import Purse
 from madang.gateway.rates import Claim, RateTable
 from madang.gateway.reservation import Draw, Shortage, budget_lines
-from madang.model import Outcome, PriorityClass, Service, Tariff, Task
+from madang.gateway.rows import NOTHING_COUNTED, count_rows
+from madang.model import CatalogEntry, Outcome, PriorityClass, Service, Tariff, Task
 from madang.model.priority import lower_of
 from madang.policy.pricing import TEMPLATE_TOKENS_MAX, charge_micro_won, day_start_s, kst_day, kst_day_number
+from madang.wire.oip import InferRequest
 from madang.wire.openai import ApiRequest
 from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.plain_chat import PlainChat, tokens_wanted
@@ -162,7 +164,7 @@ class Admission:
         claim = None if rates is None else self._claim(errand, rates, prompt_tokens + completion_tokens)
         if draw is None:
             return Account(self._meter, tariff, self._day, None, claim, prompt_tokens)
-        worst = worst_charge(tariff, request, prompt_tokens, completion_tokens)
+        worst = worst_charge(tariff, request, prompt_tokens, completion_tokens, desired.model_of(service))
         may_overdraw = errand.priority is PriorityClass.CLINICAL
         found = self._purse.reserve(draw, worst, now_s, may_overdraw=may_overdraw)
         if isinstance(found, Shortage):
@@ -233,12 +235,21 @@ def worst_tokens(request: ApiRequest, service: Service, body_bytes: int) -> tupl
     return min(read, context) * answers, written * answers
 
 
-def worst_charge(tariff: Tariff | None, request: ApiRequest, prompt_tokens: int, completion_tokens: int) -> int:
+def worst_charge(
+    tariff: Tariff | None,
+    request: ApiRequest,
+    prompt_tokens: int,
+    completion_tokens: int,
+    model: CatalogEntry | None = None,
+) -> int:
     """Return the most that a request can cost, from the most that it can read and write, micro-won."""
-    audio_ms = 0
-    if type(request.form) is TranscriptionForm:
-        audio_ms = len(request.form.audio) * 1000 // AUDIO_BYTES_PER_S_MIN
-    return charge_micro_won(tariff, Outcome.COMPLETED, prompt_tokens, completion_tokens, audio_ms)
+    form = request.form
+    audio_ms, counted = 0, NOTHING_COUNTED
+    if type(form) is TranscriptionForm:
+        audio_ms = len(form.audio) * 1000 // AUDIO_BYTES_PER_S_MIN
+    elif type(form) is InferRequest:
+        counted = count_rows(model, form)
+    return charge_micro_won(tariff, Outcome.COMPLETED, prompt_tokens, completion_tokens, audio_ms, *counted)
 
 
 def excess_error(key_id: KeyId, excess: Excess) -> ApiError:

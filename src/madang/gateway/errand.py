@@ -76,6 +76,8 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     replica: LiveReplica | None = None
     first_token_ns: int | None = None
     audio_ms: int = 0
+    images: int = 0
+    samples: int = 0
 
 
 def ignore_durable(_reason: str) -> None:

@@ -105,6 +105,10 @@ class Desired:
         self.narrowed: dict[KeyId, Residency] = {}
         self.callers: dict[bytes, Caller] = {}
 
+    def model_of(self, service: Service) -> CatalogEntry | None:
+        """Return a service's catalog entry, None when it is not here."""
+        return self.models.get(service.model)
+
     def task_of(self, service: Service) -> Task | None:
         """Return what a service's model does, or None when the catalog entry is not here."""
         model = self.models.get(service.model)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from madang.core import Rejected
-from madang.gateway.errand import AttemptFailure
+from madang.gateway.errand import AttemptFailure, Served
 from madang.gateway.exchange import JSON_TYPE
 from madang.gateway.feed import LiveReplica
 from madang.gateway.object_legs import ObjectLeg
+from madang.gateway.rows import NOTHING_COUNTED, count_rows
+from madang.model import Outcome
 from madang.wire.oip import HEADER_LENGTH_FIELD, InferRequest, word_answer, word_metadata, write_infer
 from madang.wire.openai_answers import EngineFailed
 
@@ -58,13 +60,14 @@ class _ModelLeg(ObjectLeg):
 class InferLeg(_ModelLeg):
     """An attempt at tensors."""
 
-    __slots__ = ("_length_field",)
+    __slots__ = ("_counted", "_length_field")
 
     bytes_max = INFER_BYTES_MAX
 
     def __init__(self, journey: "Journey", replica: LiveReplica) -> None:
         super().__init__(journey, replica)
         self._length_field: bytes | None = None
+        self._counted = NOTHING_COUNTED
 
     @property
     def _asked_tensors(self) -> InferRequest:
@@ -89,6 +92,14 @@ class InferLeg(_ModelLeg):
         message = word_answer(body, self._length_field, self.model, self.version, self._asked_tensors)
         self._type_field = b"content-type: %b\r\n%b" % (message.content_type.encode(), message.length_line)
         self._answer = b"".join(message.pieces)
+        desired, service = self._relay.feed.desired, self._journey.service
+        assert desired is not None
+        assert service is not None
+        self._counted = count_rows(desired.model_of(service), self._asked_tensors)
+
+    def _served(self, outcome: Outcome) -> Served:
+        images, samples = self._counted
+        return Served(outcome=outcome, replica=self._replica, images=images, samples=samples)
 
 
 class MetadataLeg(_ModelLeg):

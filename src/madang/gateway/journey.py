@@ -24,11 +24,13 @@ from madang.gateway.legs import make_leg
 from madang.gateway.metrics import ServiceMeter
 from madang.gateway.peer_leg import REFUSED_FIELD, PeerLeg
 from madang.gateway.relay import Relay, id_fields
+from madang.gateway.rows import count_rows
 from madang.gateway.tracing import NO_TRACE
 from madang.gateway.usage_log import OnDurable
 from madang.model import Outcome, Service, UsageEvent
 from madang.policy.residency import HANDLING
 from madang.policy.routing import Ask, Refusal, RefusalReason, Route, ToPeer, choose_route
+from madang.wire.oip import InferRequest
 from madang.wire.openai import ApiRequest, Endpoint, upstream_body
 from madang.wire.openai_errors import ApiError, ErrorCode
 from madang.wire.passes import HOPS_MAX
@@ -163,6 +165,8 @@ class Journey:
             raise ApiError(ErrorCode.INVALID_REQUEST, message, param="model")
         if request.version:
             check_version(desired, service, request.version)
+        if type(request.form) is InferRequest:
+            count_rows(desired.model_of(service), request.form)  # refuses more than can be counted
         return request, service
 
     def _next(self) -> None:
@@ -381,6 +385,8 @@ class Journey:
             ttft_s=None if ttft_ns is None else ns_to_s(ttft_ns),
             duration_s=ns_to_s(ended_ns - self._started_ns),
             audio_ms=served.audio_ms,
+            images=served.images,
+            samples=served.samples,
         )
         if replica is not None:
             self._measure(event, self.meter_at(replica))
@@ -395,7 +401,14 @@ class Journey:
     def _settle(self, served: Served) -> int:
         """Return what an attempt costs, settled here and, for a peer, told with the end of the answer."""
         count, account = served.count, self.account
-        charge = account.charge(served.outcome, count.prompt_tokens, count.completion_tokens, served.audio_ms)
+        charge = account.charge(
+            served.outcome,
+            count.prompt_tokens,
+            count.completion_tokens,
+            served.audio_ms,
+            served.images,
+            served.samples,
+        )
         tokens = count.prompt_tokens + count.completion_tokens
         account.close(charge, tokens)
         if self.errand.is_admitted:

@@ -16,7 +16,8 @@ def make_card(desired: Desired, live: Live | None, caller: Caller, name: str) ->
     """
     service = service_of(desired, name, caller.tenant_id, caller.key_id)
     assert service is not None
-    task = desired.task_of(service)
+    model = desired.model_of(service)
+    task = None if model is None else model.task
     replicas = () if live is None else live.replicas.get(name, ())
     features = [set(one.replica.features) for one in replicas]
     return ModelCard(
@@ -27,5 +28,7 @@ def make_card(desired: Desired, live: Live | None, caller: Caller, name: str) ->
             "endpoints": [endpoint.value for endpoint in Endpoint if task is None or endpoint.task is task],
             "features": sorted(set.intersection(*features)) if features else [],
             "context_tokens": service.context_tokens,
+            "unit": None if model is None else model.counted_in.value,
+            **({"warning": model.warning} if model is not None and model.warning else {}),
         },
     )

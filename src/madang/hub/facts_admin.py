@@ -16,7 +16,7 @@ from madang.hub.keys_admin import lower_priorities
 from madang.hub.lease_rows import note_unleased
 from madang.hub.tables import API_KEY, KEY_POLICY, MODEL, SERVICE, TENANT
 from madang.hub.tenancy_admin import TITLE_CHARS_MAX, check_budget, read_tenant
-from madang.model import CatalogEntry, DataClass, Residency, ResidencyScope, Service, Tenant
+from madang.model import UNITS_OF_TASK, CatalogEntry, DataClass, Residency, ResidencyScope, Service, Tenant
 from madang.model.lease import Scope
 from madang.policy.desired import KIND_KEY, KIND_KEY_POLICY, KIND_MODEL, KIND_PROJECT, KIND_SERVICE, KIND_TENANT
 from madang.policy.residency import HANDLING, HOME_NATION
@@ -162,6 +162,9 @@ def delete_tenant(change: Change, tenant_id: str) -> None:
 def put_model(change: Change, model: CatalogEntry) -> tuple[CatalogEntry, bool]:
     """Create or replace a catalog entry; return it and whether it is new. Raises Rejected."""
     check_entity_id("model", model.name)
+    units = UNITS_OF_TASK[model.task]
+    if model.counted_in not in units:
+        raise Rejected(f"model {model.name}: unit {model.unit} does not fit task {model.task}: {' or '.join(units)}")
     seen: set[str] = set()
     for artifact in model.artifacts:
         if not artifact.artifact_id or artifact.artifact_id in seen:

@@ -112,6 +112,8 @@ def find_problem(event: UsageEvent, subject_site: str) -> str:
         ("duration_s", event.duration_s, _SECONDS_MAX),
         ("ttft_s", event.ttft_s or 0.0, _SECONDS_MAX),
         ("audio_ms", event.audio_ms, _TOKENS_MAX),
+        ("images", event.images, _TOKENS_MAX),
+        ("samples", event.samples, _TOKENS_MAX),
         ("charge_micro_won", event.charge_micro_won, _MICRO_WON_MAX),
         ("overdraw_micro_won", event.overdraw_micro_won, event.charge_micro_won),
     )
@@ -285,13 +287,19 @@ def sum_usage(
     }
     groups = [columns[name].label(name) for name in group_by]
     billed = LEDGER.c.is_superseded.is_(False)
+    sums = {
+        "prompt_tokens": LEDGER.c.prompt_tokens,
+        "completion_tokens": LEDGER.c.completion_tokens,
+        "audio_s": (LEDGER.c.audio_ms + 999) // 1000,  # begun seconds, as they are charged
+        "images": LEDGER.c.images,
+        "samples": LEDGER.c.samples,
+        "charge_micro_won": LEDGER.c.charge_micro_won,
+    }
     query = sa.select(
         *groups,
         sa.func.count().filter(billed).label("requests"),
         sa.func.count().label("events"),
-        sa.func.coalesce(sa.func.sum(LEDGER.c.prompt_tokens).filter(billed), 0).label("prompt_tokens"),
-        sa.func.coalesce(sa.func.sum(LEDGER.c.completion_tokens).filter(billed), 0).label("completion_tokens"),
-        sa.func.coalesce(sa.func.sum(LEDGER.c.charge_micro_won).filter(billed), 0).label("charge_micro_won"),
+        *(sa.func.coalesce(sa.func.sum(value).filter(billed), 0).label(name) for name, value in sums.items()),
         sa.func.count().filter(LEDGER.c.is_superseded.is_(True)).label("superseded"),
     ).select_from(LEDGER)
     if tenant_id is not None:

@@ -118,6 +118,8 @@ def _sum_lines(connection: sa.Connection, tenant_id: str, starts_at_s: float, en
             sa.func.sum(LEDGER.c.prompt_tokens).label("prompt_tokens"),
             sa.func.sum(LEDGER.c.completion_tokens).label("completion_tokens"),
             sa.func.sum((LEDGER.c.audio_ms + 999) // 1000).label("audio_s"),
+            sa.func.sum(LEDGER.c.images).label("images"),
+            sa.func.sum(LEDGER.c.samples).label("samples"),
             sa.func.sum(LEDGER.c.charge_micro_won).label("charge_micro_won"),
             sa.func.sum(LEDGER.c.overdraw_micro_won).label("overdraw_micro_won"),
         )

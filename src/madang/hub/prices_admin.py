@@ -23,9 +23,11 @@ _BOUNDS = {
     "completion_micro_won_per_million": 10**12,
     "request_micro_won": 10**12,
     "audio_second_micro_won": 10**9,
+    "image_micro_won": 10**9,
+    "sample_micro_won": 10**9,
 }
-"""A million won for a million tokens or for a request, and a thousand for a second of sound: above it is a mistake,
-and one request's charge could grow beyond what the ledger believes."""
+"""A million won for a million tokens or for a request, and a thousand for a second of sound or for a row of a batch:
+above it is a mistake, and one request's charge could grow beyond what the ledger believes."""
 
 
 class TariffRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +40,8 @@ class TariffRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     completion_micro_won_per_million: int = 0
     request_micro_won: int = 0
     audio_second_micro_won: int = 0
+    image_micro_won: int = 0
+    sample_micro_won: int = 0
 
 
 def put_tariff(change: Change, request: TariffRequest) -> tuple[Tariff, bool]:

@@ -149,6 +149,8 @@ LEDGER = sa.Table(
     sa.Column("charge_micro_won", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("overdraw_micro_won", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("artifact_sha256", sa.String(64), nullable=False, server_default=""),
+    sa.Column("images", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("samples", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("is_superseded", sa.Boolean, nullable=False),
     sa.Column("received_at_s", sa.Float, nullable=False),
     sa.Index("ledger_by_tenant", "tenant_id", "started_at_s"),

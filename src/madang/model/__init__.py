@@ -5,14 +5,17 @@ processes. Everybody above imports the names re-exported here.
 """
 
 from madang.model.artifact import (
+    UNITS_OF_TASK,
     Artifact,
     ArtifactFile,
     CatalogEntry,
     HttpSource,
     IndexWheelsSource,
     PackageSource,
+    RecipeSource,
     Source,
     Task,
+    Unit,
     WheelPart,
 )
 from madang.model.chip import Chip, ChipHealth
@@ -27,6 +30,7 @@ from madang.model.usage import Outcome, UsageEvent
 
 __all__ = [
     "MICRO_WON_PER_WON",
+    "UNITS_OF_TASK",
     "VAT_PERMILLE",
     "ApiKey",
     "Artifact",
@@ -45,6 +49,7 @@ __all__ = [
     "PackageSource",
     "PriorityClass",
     "Project",
+    "RecipeSource",
     "ReplicaObserved",
     "ReplicaPhase",
     "ReplicaSpec",
@@ -56,6 +61,7 @@ __all__ = [
     "Tariff",
     "Task",
     "Tenant",
+    "Unit",
     "UsageEvent",
     "WheelPart",
     "tpot_s",

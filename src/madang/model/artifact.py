@@ -18,6 +18,26 @@ class Task(StrEnum):
     """Tensors in, tensors out, by the Open Inference Protocol; what they mean is between model and client."""
 
 
+class Unit(StrEnum):
+    """What the use of a model is counted in, beside requests."""
+
+    TOKEN = "token"
+    AUDIO_SECOND = "audio_second"
+    SAMPLE = "sample"
+    """A row of a batch, whatever it holds."""
+    IMAGE = "image"
+    """A row of a batch that is a picture."""
+
+
+UNITS_OF_TASK: dict[Task, tuple[Unit, ...]] = {
+    Task.CHAT: (Unit.TOKEN,),
+    Task.EMBEDDING: (Unit.TOKEN,),
+    Task.TRANSCRIPTION: (Unit.AUDIO_SECOND,),
+    Task.INFER: (Unit.SAMPLE, Unit.IMAGE),
+}
+"""What models of a task can be counted in; the first where their entry does not say."""
+
+
 class HttpSource(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
     """The publisher's own URL of exactly this file."""
 
@@ -53,7 +73,19 @@ class PackageSource(msgspec.Struct, frozen=True, kw_only=True, tag="package"):
     member: str
 
 
-Source = HttpSource | IndexWheelsSource | PackageSource
+class RecipeSource(msgspec.Struct, frozen=True, kw_only=True, tag="recipe"):
+    """A file that the node makes by itself, the same everywhere to the byte, where its licence forbids passing it on.
+
+    Attributes:
+        recipe: its name among the node's recipes.
+        parts: wheels whose members it is made from.
+    """
+
+    recipe: str
+    parts: tuple[WheelPart, ...]
+
+
+Source = HttpSource | IndexWheelsSource | PackageSource | RecipeSource
 
 
 class ArtifactFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +121,9 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         version: what clients of the Open Inference Protocol call it by, beside the service's name.
+        unit: what its use is counted in, one of UNITS_OF_TASK; None for the first of them.
+        unit_input: the input whose first axis counts the rows of a batch; empty where each request is one.
+        warning: what whoever uses it must know first; empty for nothing.
     """
 
     name: str
@@ -99,3 +134,11 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
     artifacts: tuple[Artifact, ...] = ()
     note: str = ""
     version: str = "1"
+    unit: Unit | None = None
+    unit_input: str = ""
+    warning: str = ""
+
+    @property
+    def counted_in(self) -> Unit:
+        """What its use is counted in."""
+        return UNITS_OF_TASK[self.task][0] if self.unit is None else self.unit

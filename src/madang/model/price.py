@@ -23,6 +23,7 @@ class Tariff(msgspec.Struct, frozen=True, kw_only=True):
         prompt_micro_won_per_million, completion_micro_won_per_million: for a million tokens read and written.
         request_micro_won: for each completed request, whatever it reads and writes; for models without tokens.
         audio_second_micro_won: for each begun second of sound.
+        image_micro_won, sample_micro_won: for each row of a batch, where the model is counted in it.
     """
 
     tariff_id: str
@@ -33,3 +34,5 @@ class Tariff(msgspec.Struct, frozen=True, kw_only=True):
     completion_micro_won_per_million: int = 0
     request_micro_won: int = 0
     audio_second_micro_won: int = 0
+    image_micro_won: int = 0
+    sample_micro_won: int = 0

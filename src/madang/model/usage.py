@@ -34,6 +34,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
         is_estimated: true when the engine gave no usage and tokens were counted from chunks.
         hops: gateways between entry and serving site, 0 or 1.
         audio_ms: length of the sound that was heard, milliseconds.
+        images, samples: rows of the batch that was computed; in one of them, as the catalog entry's unit says.
         tariff_id: what it was charged by; empty where no tariff is.
         charge_micro_won: its price, net of VAT.
         overdraw_micro_won: the part of the charge beyond a budget that class `clinical` was let to spend.
@@ -68,3 +69,5 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
     charge_micro_won: int = 0
     overdraw_micro_won: int = 0
     artifact_sha256: str = ""
+    images: int = 0
+    samples: int = 0

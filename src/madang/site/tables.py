@@ -71,6 +71,9 @@ USAGE_TOTAL = sa.Table(
     sa.Column("completed", sa.Integer, nullable=False),
     sa.Column("prompt_tokens", sa.Integer, nullable=False),
     sa.Column("completion_tokens", sa.Integer, nullable=False),
+    sa.Column("audio_s", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("images", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("samples", sa.Integer, nullable=False, server_default="0"),
 )
 
 NODE = sa.Table(

@@ -55,6 +55,7 @@ class ReceiptEvent(msgspec.Struct, frozen=True, kw_only=True):
     entry_site: SiteId
     event_id: EventId
     hops: int
+    images: int = 0
     is_estimated: bool
     is_streamed: bool
     key_id: str
@@ -66,6 +67,7 @@ class ReceiptEvent(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     replica_id: str
     request_id: RequestId
+    samples: int = 0
     service: ServiceName
     site: SiteId
     started_at_us: int
@@ -156,6 +158,7 @@ def make_event(event: UsageEvent) -> ReceiptEvent:
         entry_site=event.entry_site,
         event_id=event.event_id,
         hops=event.hops,
+        images=event.images,
         is_estimated=event.is_estimated,
         is_streamed=event.is_streamed,
         key_id=event.key_id,
@@ -167,6 +170,7 @@ def make_event(event: UsageEvent) -> ReceiptEvent:
         prompt_tokens=event.prompt_tokens,
         replica_id=event.replica_id,
         request_id=event.request_id,
+        samples=event.samples,
         service=event.service,
         site=event.site,
         started_at_us=_whole_us(event.started_at_s),
