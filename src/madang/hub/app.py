@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 import madang
 from madang.core import Clock, Entropy, MadangError, Unavailable
-from madang.hub.api import catalog, money, records, sites, tenancy
+from madang.hub.api import artifacts, catalog, money, records, sites, tenancy
 from madang.hub.claims import merge_claims
 from madang.hub.desired_store import read_live_generations, replan
 from madang.hub.enrolment import Enrolment, SiteGrade
@@ -130,7 +130,7 @@ def find_problems(parts: HubParts) -> list[str]:
 
 def make_app(parts: HubParts) -> FastAPI:
     """Return the admin API."""
-    modules = (sites, tenancy, money, catalog, records)
+    modules = (sites, tenancy, money, catalog, records, artifacts)
     bodies = (Enrolment, SiteGrade, Tenant, Project, KeyRequest, KeyLimits, KeyExpiry, TariffRequest)
     return make_admin_app(
         title="Madang hub",
@@ -140,6 +140,6 @@ def make_app(parts: HubParts) -> FastAPI:
         registry=parts.metrics.registry,
         find_problems=lambda: find_problems(parts),
         routers=[module.make_router(parts) for module in modules],
-        open_routers=[records.make_artifact_router(parts)],
+        open_routers=[artifacts.make_store_router(parts)],
         structs=(*bodies, CatalogEntry, Service),
     )

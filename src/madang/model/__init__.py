@@ -15,6 +15,7 @@ from madang.model.artifact import (
     Task,
     WheelPart,
 )
+from madang.model.artifact_key import ArtifactKey, keys_of
 from madang.model.chip import Chip, ChipHealth
 from madang.model.price import MICRO_WON_PER_WON, VAT_PERMILLE, Tariff
 from madang.model.priority import PriorityClass
@@ -31,6 +32,7 @@ __all__ = [
     "ApiKey",
     "Artifact",
     "ArtifactFile",
+    "ArtifactKey",
     "Assignment",
     "Budget",
     "CatalogEntry",
@@ -58,6 +60,7 @@ __all__ = [
     "Tenant",
     "UsageEvent",
     "WheelPart",
+    "keys_of",
     "tpot_s",
     "ttft_s",
 ]
