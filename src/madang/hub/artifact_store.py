@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 import sqlalchemy as sa
 
 from madang.core import Clock, Entropy, Fault
@@ -75,8 +76,13 @@ class ArtifactStore:
             # Served on, it would be refused by every node after half a gigabyte.
             os.unlink(path)
             raise Fault(f"artifact {sha256} in the store has become {file.sha256}; it was removed: check the disk")
-        manifest = Manifest(files=(file,), key=key, made_at_us=round(self._clock.wall_s() * 1e6))
-        document = sign_manifest(manifest, self.signer.public_key, self.signer.sign)
+        return self.write_manifest(Manifest(files=(file,), key=key), sha256)
+
+    def write_manifest(self, manifest: Manifest, sha256: str) -> bytes:
+        """Sign a manifest, dated now, and keep it as that of a file; return the document."""
+        assert self.folder is not None
+        dated = msgspec.structs.replace(manifest, made_at_us=round(self._clock.wall_s() * 1e6))
+        document = sign_manifest(dated, self.signer.public_key, self.signer.sign)
         write_manifest(self.folder, sha256, document)
         return document
 
