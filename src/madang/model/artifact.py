@@ -76,6 +76,8 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
         context_tokens_max: longest context it was built for.
         sdk: vendor stack and version that it was compiled with, such as `furiosa-2026.3`; empty for plain weights.
         parallelism: how it is split, such as `tp4`; empty for one chip.
+        tokenizer_sha256, template_sha256: of the tokenizer and the chat template that it answers with; empty where
+            nobody stated them, and then it stands in for no other.
     """
 
     artifact_id: str
@@ -86,6 +88,8 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens_max: int = 0
     sdk: str = ""
     parallelism: str = ""
+    tokenizer_sha256: str = ""
+    template_sha256: str = ""
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +98,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         version: what clients of the Open Inference Protocol call it by, beside the service's name.
         revision: of the weights, as their publisher counts.
+        equivalents: pairs of artifact ids that may stand in for each other; written by the hub alone.
     """
 
     name: str
@@ -105,3 +110,4 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
     version: str = "1"
     revision: str = ""
+    equivalents: tuple[tuple[str, str], ...] = ()
