@@ -1,7 +1,7 @@
 # Madang. `make up` and `make test` are all that anyone needs; both install what they use and may be repeated.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help up down status test test-deep check format bench bench-gateway lock clean
+.PHONY: help up down status test test-deep check format bench bench-gateway bench-artifacts lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -46,11 +46,14 @@ format: $(VENV)/.dev ## rewrite the sources as ruff likes them
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: bench-gateway ## every benchmark
+bench: bench-gateway bench-artifacts ## every benchmark
 
 bench-gateway: $(VENV)/.dev ## what the gateway costs, beside HAProxy, vllm-router and LiteLLM
 	@scripts/make-bench-peers $(PYTHON)
 	@$(BIN)/python -m bench.gateway --python "$$(scripts/make-bench-python $(BIN)/python)" $(BENCH_FLAGS)
+
+bench-artifacts: $(VENV)/.dev ## how fast an artifact arrives over a cut link, beside curl + sha256sum + sync
+	@$(BIN)/python -m bench.artifacts $(BENCH_FLAGS)
 
 lock: ## resolve the dependencies anew; see CONTRIBUTING
 	@scripts/lock $(PYTHON)

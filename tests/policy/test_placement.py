@@ -67,7 +67,14 @@ def test_every_service_gets_its_first_replica_before_any_gets_its_second():
 def test_the_artifact_that_the_catalog_names_first_wins():
     npu = Artifact(artifact_id="npu", engine="furiosa_llm", chip_kinds=("furiosa",), files=(), memory_bytes=GIB)
     cpu = Artifact(artifact_id="cpu", engine="llama_cpp", chip_kinds=("cpu",), files=(), memory_bytes=GIB)
-    entry = CatalogEntry(name="qwen", task=Task.CHAT, title="x", licence="x", artifacts=(npu, cpu))
+    entry = CatalogEntry(
+        name="qwen",
+        task=Task.CHAT,
+        title="x",
+        licence="x",
+        artifacts=(npu, cpu),
+        equivalents=(("npu", "cpu"),),
+    )
     node = make_node("n1", make_chip(), make_chip(name="f0", kind="furiosa", engines_max=1))
     placement = plan({"chat": 2}, [node], models={"qwen": entry})
     assert [(spec.replica_id, spec.artifact.artifact_id) for spec in placement.replicas["n1"]] == [

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from madang.cli.access import Access, SiteOption, command, rows_of
+from madang.cli.artifacts import add_commands, print_coverage
 from madang.cli.terminal import field, print_json, print_table, render_bytes, say
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The catalog entry's name.")]
@@ -22,6 +23,7 @@ def register(app: typer.Typer) -> None:
     command(models, "add")(_add_models)
     command(models, "delete")(_delete_model)
     command(models, "import")(_import_file)
+    add_commands(models)
     services = typer.Typer(no_args_is_help=True, help="Models that are wanted, under a name.", rich_markup_mode=None)
     app.add_typer(services, name="service")
     command(services, "list")(_list_services)
@@ -67,11 +69,12 @@ def _unit_of(model: Any) -> str:
 
 
 def _show_model(access: Access, name: ModelName) -> None:
-    """Show one model, with every file's hash and sources."""
+    """Show one model, with every file's hash and sources, and what is missing on which chips."""
+    path = f"/api/v1/models/{name}"
     with access.hub() as hub:
-        found = hub.get(f"/api/v1/models/{name}")
+        found, coverage = hub.get(path), hub.get(f"{path}/coverage")
     if access.is_json:
-        print_json(found)
+        print_json({**found, "coverage": coverage})
         return
     facts = {
         "model": f"{found['name']}: {found['title']}",
@@ -97,6 +100,7 @@ def _show_model(access: Access, name: ModelName) -> None:
         ),
         files,
     )
+    print_coverage(coverage)
 
 
 def _source_words(source: Any) -> str:
@@ -171,9 +175,18 @@ def _list_services(access: Access, site: SiteOption = None) -> None:
 
 
 def _show_service(access: Access, name: ServiceName) -> None:
-    """Show one service."""
+    """Show one service, and what is missing for it where."""
+    _show(access, f"/api/v1/services/{name}")
+
+
+def _show(access: Access, path: str) -> None:
     with access.hub() as hub:
-        print_json(hub.get(f"/api/v1/services/{name}"))
+        fact, coverage = hub.get(path), hub.get(f"{path}/coverage")
+    if access.is_json:
+        print_json({**fact, "coverage": coverage})
+        return
+    print_json(fact)
+    print_coverage(coverage)
 
 
 def _create_service(

@@ -60,14 +60,14 @@ def prepare(layout: Layout) -> tuple[Credentials, tuple[ProcessSpec, ...]]:
     hub = hub_settings(layout, _digest(credentials.admin_token))
     _write_settings(layout.hub_dir / "hub.toml", hub)
     _write_settings(layout.state_dir / "relay.toml", relay_settings(layout))
-    hub_nats_config = prepare_hub(hub).nats_config
+    prepared = prepare_hub(hub)
     site_nats_configs: dict[str, Path] = {}
     for site in layout.sites:
-        site_nats_configs[site.name] = _prepare_site(layout, site, credentials)
+        site_nats_configs[site.name] = _prepare_site(layout, site, credentials, prepared.artifact_key)
     specs = plan_federation_programs(
         layout,
         nats_server=nats_server_path(),
-        hub_nats_config=hub_nats_config,
+        hub_nats_config=prepared.nats_config,
         site_nats_configs=site_nats_configs,
     )
     replace_file(layout.run_dir / PROGRAMS_FILE, encode_specs(specs), mode=0o600)
@@ -129,12 +129,12 @@ def _write_settings(path: Path, settings: msgspec.Struct) -> None:
     replace_file(path, render_toml(settings, _COMMENT).encode(), mode=0o600)
 
 
-def _prepare_site(layout: Layout, site: SiteLayout, credentials: Credentials) -> Path:
+def _prepare_site(layout: Layout, site: SiteLayout, credentials: Credentials, artifact_key: str) -> Path:
     settings = site_settings(layout, site, _digest(credentials.token_of(site.name)))
     _write_settings(site.folder / "site.toml", settings)
     _write_settings(site.folder / "gateway.toml", gateway_settings(site))
     if not site.is_entry_only:
-        node = node_settings(layout, site)
+        node = msgspec.structs.replace(node_settings(layout, site), artifact_keys=(artifact_key,))
         _write_settings(site.folder / "node.toml", node)
         prepare_node(node)
     return prepare_site(settings).nats_config

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 import madang
 from madang.core import Clock, Entropy, MadangError, Unavailable
-from madang.hub.api import catalog, money, records, sites, tenancy
+from madang.hub.api import artifacts, builds, catalog, money, records, sites, tenancy
 from madang.hub.claims import merge_claims
 from madang.hub.desired_store import read_live_generations, replan
 from madang.hub.enrolment import Enrolment, SiteGrade
@@ -25,6 +25,7 @@ from madang.hub.parts import HubParts, database_url, make_parts
 from madang.hub.prices_admin import TariffRequest
 from madang.hub.settings import HubSettings
 from madang.model import CatalogEntry, Project, Service, Tenant
+from madang.model.build import BuildRequest, BuildWorker
 from madang.runtime.admin_http import AdminServer, make_admin_app
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.settings import load_settings
@@ -130,7 +131,7 @@ def find_problems(parts: HubParts) -> list[str]:
 
 def make_app(parts: HubParts) -> FastAPI:
     """Return the admin API."""
-    modules = (sites, tenancy, money, catalog, records)
+    modules = (sites, tenancy, money, catalog, records, artifacts, builds)
     bodies = (Enrolment, SiteGrade, Tenant, Project, KeyRequest, KeyLimits, KeyExpiry, TariffRequest)
     return make_admin_app(
         title="Madang hub",
@@ -140,6 +141,6 @@ def make_app(parts: HubParts) -> FastAPI:
         registry=parts.metrics.registry,
         find_problems=lambda: find_problems(parts),
         routers=[module.make_router(parts) for module in modules],
-        open_routers=[records.make_artifact_router(parts)],
-        structs=(*bodies, CatalogEntry, Service),
+        open_routers=[artifacts.make_store_router(parts), builds.make_work_router(parts)],
+        structs=(*bodies, CatalogEntry, Service, BuildRequest, BuildWorker),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from madang.core import Clock, Entropy, Unavailable
+from madang.hub.artifact_key import load_artifact_key
 from madang.hub.seeds import (
     HubSeeds,
     compose_account,
@@ -26,9 +27,15 @@ from madang.runtime.nats import HubNats, format_creds, render_hub_conf
 
 
 class HubPrepared(msgspec.Struct, frozen=True, kw_only=True):
-    """What is ready: the configuration to start nats-server with."""
+    """What is ready.
+
+    Attributes:
+        nats_config: to start nats-server with.
+        artifact_key: public key, in hex, that nodes and sites believe manifests of.
+    """
 
     nats_config: Path
+    artifact_key: str
 
 
 class HubPaths(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +43,11 @@ class HubPaths(msgspec.Struct, frozen=True, kw_only=True):
 
     keys: Path
     nats: Path
+
+    @property
+    def artifact_key(self) -> Path:
+        """Return the Ed25519 seed, in hex, that signs manifests of artifacts."""
+        return self.keys / "artifact.key"
 
     @property
     def hub_creds(self) -> Path:
@@ -69,7 +81,9 @@ def prepare_hub(settings: HubSettings, *, clock: Clock | None = None, entropy: E
     for folder in (settings.state_dir, paths.keys, paths.nats):
         _make_folder(folder)
     now_s = int(clock.wall_s())
-    seeds = prepare_seeds(paths.keys, entropy or SystemEntropy())
+    entropy = entropy or SystemEntropy()
+    seeds = prepare_seeds(paths.keys, entropy)
+    artifact_key = load_artifact_key(paths.artifact_key, entropy)
     _write_creds(paths, seeds, now_s)
     config = paths.nats / "hub.conf"
     facts = HubNats(
@@ -89,7 +103,7 @@ def prepare_hub(settings: HubSettings, *, clock: Clock | None = None, entropy: E
         max_file_bytes=file_bytes_max(settings.usage_stream_bytes_max),
     )
     replace_file(config, render_hub_conf(facts).encode(), mode=0o600)
-    return HubPrepared(nats_config=config)
+    return HubPrepared(nats_config=config, artifact_key=artifact_key.public_hex)
 
 
 def _make_folder(folder: Path) -> None:

@@ -32,6 +32,11 @@ class Change:
         self._touched: set[ItemKey] = set()
         self._is_all_touched = False
 
+    @property
+    def actor(self) -> str:
+        """Return who acts."""
+        return self._actor
+
     def touch(self, kind: str, item_id: str) -> None:
         """Note that a fact changed, so that its items are planned again."""
         self._touched.add((kind, item_id))

@@ -7,11 +7,13 @@ are one transaction.
 
 import re
 
+import msgspec
 import sqlalchemy as sa
 
 from madang.core import Conflict, Rejected, check_entity_id, check_site_name
 from madang.hub.change import Change
 from madang.hub.desired_store import read_models, read_projects_of, read_services, read_sites, read_tenants
+from madang.hub.equivalences import find_pairs
 from madang.hub.keys_admin import lower_priorities
 from madang.hub.lease_rows import note_unleased
 from madang.hub.tables import API_KEY, KEY_POLICY, MODEL, SERVICE, TENANT
@@ -19,6 +21,7 @@ from madang.hub.tenancy_admin import TITLE_CHARS_MAX, check_budget, read_tenant
 from madang.model import UNITS_OF_TASK, CatalogEntry, DataClass, Residency, ResidencyScope, Service, Tenant
 from madang.model.lease import Scope
 from madang.policy.desired import KIND_KEY, KIND_KEY_POLICY, KIND_MODEL, KIND_PROJECT, KIND_SERVICE, KIND_TENANT
+from madang.policy.equivalence import find_lead
 from madang.policy.residency import HANDLING, HOME_NATION
 from madang.runtime.admin_http import NotFound
 
@@ -179,6 +182,8 @@ def put_model(change: Change, model: CatalogEntry) -> tuple[CatalogEntry, bool]:
                 raise Rejected(
                     f"model {model.name}: file {file.name[:80]!r} needs a sha256 of 64 lower-case hex digits and a size"
                 )
+    # Who may stand in for whom is judged here, whatever a catalog file says.
+    model = msgspec.structs.replace(model, equivalents=find_pairs(change.connection, model))
     old = next(iter(read_models(change.connection, [model.name])), None)
     if old == model:
         return model, False
@@ -228,11 +233,14 @@ def _check_service(connection: sa.Connection, service: Service) -> None:
     for field, least, most in bounds:
         if not least <= getattr(service, field) <= most:
             raise Rejected(f"service {service.name}: {field} is {getattr(service, field)}, expected {least} to {most}")
-    if not read_models(connection, [service.model]):
+    entry = next(iter(read_models(connection, [service.model])), None)
+    if entry is None:
         raise Rejected(
             f"service {service.name}: model {service.model!r} is not in the catalog",
             next_step="add it first (POST /api/v1/models)",
         )
+    if service.artifact and find_lead(entry, service) is None:
+        raise Rejected(f"service {service.name}: model {service.model} has no artifact {service.artifact!r}")
     tenants = read_tenants(connection, service.tenants or None)
     unknown = set(service.tenants) - {tenant.tenant_id for tenant in tenants}
     if unknown:

@@ -7,6 +7,7 @@ here, so that no part is global.
 from dataclasses import dataclass
 
 from madang.core import Clock, Entropy
+from madang.hub.artifact_store import ArtifactStore, make_artifact_store
 from madang.hub.bootstrap import HubPaths, hub_paths
 from madang.hub.change import Changer
 from madang.hub.claims import ClaimsKeeper
@@ -50,6 +51,7 @@ class HubParts:
     statuses: Statuses
     ingest: Ingest
     leases: Leases
+    artifacts: ArtifactStore
 
 
 def database_url(settings: HubSettings) -> str:
@@ -110,6 +112,7 @@ def make_parts(settings: HubSettings, clock: Clock, entropy: Entropy, log: Event
             log=log,
         ),
         leases=Leases(store=store, bus=bus, metrics=metrics, clock=clock, log=log),
+        artifacts=make_artifact_store(settings.artifact_dir, paths.artifact_key, store, clock, entropy, log),
     )
 
 

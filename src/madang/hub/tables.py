@@ -221,6 +221,36 @@ NATS_CLAIMS = sa.Table(
     sa.Column("issued_at_s", sa.BigInteger, nullable=False),
 )
 
+# One row for each key of an artifact that was ever asked for.
+BUILD = sa.Table(
+    "build",
+    METADATA,
+    sa.Column("build_id", sa.String(32), primary_key=True),
+    sa.Column("model", sa.String(63), nullable=False, index=True),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+)
+
+BUILD_WORKER = sa.Table(
+    "build_worker",
+    METADATA,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("token_sha256", sa.String(64), nullable=False),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+    sa.Column("heard_at_s", sa.Float, nullable=False),
+)
+
+EQUIVALENCE = sa.Table(
+    "equivalence",
+    METADATA,
+    sa.Column("pair_id", sa.String(200), primary_key=True),
+    sa.Column("model", sa.String(63), nullable=False, index=True),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("created_at_s", sa.Float, nullable=False),
+)
+
 AUDIT = sa.Table(
     "audit",
     METADATA,

@@ -18,6 +18,7 @@ from madang.model.artifact import (
     Unit,
     WheelPart,
 )
+from madang.model.artifact_key import ArtifactKey, keys_of
 from madang.model.chip import Chip, ChipHealth
 from madang.model.price import MICRO_WON_PER_WON, VAT_PERMILLE, Tariff
 from madang.model.priority import PriorityClass
@@ -35,6 +36,7 @@ __all__ = [
     "ApiKey",
     "Artifact",
     "ArtifactFile",
+    "ArtifactKey",
     "Assignment",
     "Budget",
     "CatalogEntry",
@@ -64,6 +66,7 @@ __all__ = [
     "Unit",
     "UsageEvent",
     "WheelPart",
+    "keys_of",
     "tpot_s",
     "ttft_s",
 ]

@@ -106,6 +106,10 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
         chip_kinds: chip drivers it runs on.
         memory_bytes: what one engine needs of the chip's memory, weights included.
         context_tokens_max: longest context it was built for.
+        sdk: vendor stack and version that it was compiled with, such as `furiosa-2026.3`; empty for plain weights.
+        parallelism: how it is split, such as `tp4`; empty for one chip.
+        tokenizer_sha256, template_sha256: of the tokenizer and the chat template that it answers with; empty where
+            nobody stated them, and then it stands in for no other.
     """
 
     artifact_id: str
@@ -114,6 +118,10 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[ArtifactFile, ...]
     memory_bytes: int
     context_tokens_max: int = 0
+    sdk: str = ""
+    parallelism: str = ""
+    tokenizer_sha256: str = ""
+    template_sha256: str = ""
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +132,8 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
         unit: what its use is counted in, one of UNITS_OF_TASK; None for the first of them.
         unit_input: the input whose first axis counts the rows of a batch; empty where each request is one.
         warning: what whoever uses it must know first; empty for nothing.
+        revision: of the weights, as their publisher counts.
+        equivalents: pairs of artifact ids that may stand in for each other; written by the hub alone.
     """
 
     name: str
@@ -137,6 +147,8 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
     unit: Unit | None = None
     unit_input: str = ""
     warning: str = ""
+    revision: str = ""
+    equivalents: tuple[tuple[str, str], ...] = ()
 
     @property
     def counted_in(self) -> Unit:

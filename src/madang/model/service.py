@@ -16,6 +16,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
         replicas_per_site: engines wanted at each of those sites.
         context_tokens: context of one request, in tokens.
         slots: requests that one replica serves at a time.
+        artifact: the artifact that it runs, with those that were found equivalent; empty: the catalog's first.
         has_prefix_cache: whether engines may reuse prompt prefixes. Off unless every tenant of the service
             is of data class `open`, since a cache that is shared across tenants leaks through timing.
     """
@@ -28,6 +29,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int = 4096
     slots: int = 4
     has_prefix_cache: bool = False
+    artifact: str = ""
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):

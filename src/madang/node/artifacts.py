@@ -18,6 +18,8 @@ from madang.model import ArtifactFile, HttpSource, IndexWheelsSource, PackageSou
 from madang.node.cache import ArtifactCache
 from madang.node.recipes import RECIPES, Recipe
 from madang.node.sources import Fetch, fetch_folder, fetch_http, fetch_package, fetch_recipe, fetch_wheels
+from madang.runtime.artifacts.fetching import ChunkFetcher
+from madang.runtime.artifacts.room import ArtifactRoom
 
 _WAIT_S = 0.2
 _RECIPE_ROOM_BYTES = 256 * 1024 * 1024
@@ -58,6 +60,9 @@ class ArtifactFetcher:
         stores: base URLs that serve `/artifacts/<sha256>`, asked first.
         folders: local folders or mounted sticks, searched next.
         recipes: those that files may be made by.
+        chunks: fetches in verified chunks, from every store at once, what a believed manifest speaks of; None without
+            keys to believe. It goes before all else.
+        room: makes room before a fetch; None only looks whether there is some.
     """
 
     def __init__(
@@ -66,11 +71,16 @@ class ArtifactFetcher:
         stores: Sequence[str] = (),
         folders: Sequence[Path] = (),
         recipes: Mapping[str, Recipe] = RECIPES,
+        *,
+        chunks: ChunkFetcher | None = None,
+        room: ArtifactRoom | None = None,
     ) -> None:
         self.cache = cache
         self._recipes = recipes
         self._stores = tuple(stores)
         self._folders = tuple(folders)
+        self._chunks = chunks
+        self._room = room
 
     def ensure(
         self, file: ArtifactFile, on_progress: OnProgress | None = None, cancel: threading.Event | None = None
@@ -101,7 +111,17 @@ class ArtifactFetcher:
 
     def _fetch(self, file: ArtifactFile, report: "_Reporter", cancel: threading.Event) -> Path:
         failures: list[str] = []
-        for way in self._ways(file):
+        try:
+            found = None if self._chunks is None else self._chunks.fetch(file, cancel=cancel, report=report.say)
+        except Unavailable as error:
+            if cancel.is_set():
+                raise
+            failures.append(str(error))
+        else:
+            if found is not None:
+                return found
+        # Stores that just gave chunks and then broke off would send again what is here already.
+        for way in self._ways(file, has_stores=not failures):
             try:
                 return self._try(way, file, report, cancel)
             except (Rejected, Unavailable) as error:
@@ -117,7 +137,10 @@ class ArtifactFetcher:
     def _try(self, way: _Way, file: ArtifactFile, report: "_Reporter", cancel: threading.Event) -> Path:
         part = self.cache.part_of(file)
         had_bytes = part.exists()
-        self.cache.check_space(way.room_bytes - self.cache.bytes_so_far(file))
+        needed_bytes = way.room_bytes - self.cache.bytes_so_far(file)
+        if self._room is not None:
+            self._room.make_room(file.sha256, needed_bytes)
+        self.cache.check_space(needed_bytes)
         fetch = Fetch(
             file=file,
             part=part,
@@ -141,8 +164,9 @@ class ArtifactFetcher:
         way.run(fetch)
         return self.cache.admit(fetch.part, fetch.file, way.title, lambda done: report.say("verifying", done))
 
-    def _ways(self, file: ArtifactFile) -> list[_Way]:
-        ways = [_http(f"store {base}", f"{base.rstrip('/')}/artifacts/{file.sha256}", file) for base in self._stores]
+    def _ways(self, file: ArtifactFile, *, has_stores: bool) -> list[_Way]:
+        stores = self._stores if has_stores else ()
+        ways = [_http(f"store {base}", f"{base.rstrip('/')}/artifacts/{file.sha256}", file) for base in stores]
         ways += [_folder(folder, file) for folder in self._folders]
         return ways + [_way_of(source, file) for source in file.sources]
 

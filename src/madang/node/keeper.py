@@ -117,6 +117,11 @@ class ReplicaKeeper:
         """Return where the replica stands."""
         return self._state.phase
 
+    @property
+    def specs(self) -> tuple[ReplicaSpec, ...]:
+        """Return what is wanted, and what may still run."""
+        return tuple(self._specs.values())
+
     def plan(self, spec: ReplicaSpec) -> None:
         """Say what is wanted."""
         spec_hash = hash_spec(spec, self._parts.drivers)

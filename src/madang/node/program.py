@@ -17,12 +17,11 @@ import uvicorn
 from madang.core import Clock, Entropy, NodeId, SiteId
 from madang.model import Chip, ReplicaSpec
 from madang.node.api import make_app
-from madang.node.artifacts import ArtifactFetcher
 from madang.node.board import Board
 from madang.node.bootstrap import end_strays, prepare_node
-from madang.node.cache import ArtifactCache
 from madang.node.chips import ChipBook
 from madang.node.drivers import make_chip_drivers, make_engine_drivers
+from madang.node.fetching import NodePins, make_fetcher
 from madang.node.host import Engine, EngineHost
 from madang.node.keeper import KeeperParts, ReplicaKeeper, hash_spec
 from madang.node.plans import accept_plan, check_plan, load_plan
@@ -57,11 +56,11 @@ class NodeProgram:
         self._board = Board(self._node, entropy.token_bytes(8).hex(), clock)
         self._chips = ChipBook(make_chip_drivers(settings.chips, self._node, clock), self._see_chips, log)
         self._host = EngineHost(settings, clock, entropy)
-        fetcher = ArtifactFetcher(ArtifactCache(settings.cache_dir), settings.artifact_stores, settings.artifact_dirs)
+        self._pins = NodePins(settings, log)
         self._parts = KeeperParts(
             settings=settings,
             drivers=self._drivers,
-            fetcher=fetcher,
+            fetcher=make_fetcher(settings, clock, entropy, log),
             host=self._host,
             chips=self._chips,
             board=self._board,
@@ -99,6 +98,7 @@ class NodeProgram:
             )
         )
         self._plan = load_plan(self._settings.state_dir)
+        self._pins.let_go(self._known_specs())
         await self._chips.read()
         async with asyncio.TaskGroup() as group:
             self._group = group
@@ -121,6 +121,8 @@ class NodeProgram:
     def apply_plan(self, plan: NodePlan) -> None:
         """Accept a plan and start carrying it out."""
         check_plan(plan, self._site, self._node, self._settings.state_dir)
+        # Before it is accepted: nothing that a plan wants may leave the cache.
+        self._pins.hold([*plan.replicas, *self._known_specs()])
         if not accept_plan(plan, self._plan, self._settings.state_dir):
             return
         self._plan = plan
@@ -199,9 +201,15 @@ class NodeProgram:
     async def _run_keeper(self, keeper: ReplicaKeeper) -> None:
         await keeper.run()
         del self._keepers[keeper.replica_id]
+        self._pins.let_go(self._known_specs())
         for spec in self._plan.replicas if self._plan is not None else ():
             if spec.replica_id == keeper.replica_id:  # planned again while it was being forgotten
                 self._keep(ReplicaKeeper(spec, self._parts)).plan(spec)
+
+    def _known_specs(self) -> list[ReplicaSpec]:
+        """Return every specification that is wanted or may still run."""
+        wanted = self._plan.replicas if self._plan is not None else ()
+        return [*wanted, *(spec for keeper in self._keepers.values() for spec in keeper.specs)]
 
     def _see_chips(self, chips: tuple[Chip, ...]) -> None:
         self._has_chips = self._has_chips or bool(chips)

@@ -16,6 +16,14 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         cache_dir: content-addressed artifacts, shared by all nodes on a machine.
         artifact_stores: base URLs asked first, in order (the federation's store, peer sites).
         artifact_dirs: local folders or mounted sticks searched next.
+        site_store: base URL of the site's artifact port, asked before artifact_stores, with this node's token; empty:
+            none.
+        artifact_keys: Ed25519 public keys, in hex, whose manifests are believed: the hub's, and publishers'. With none,
+            files are fetched whole, from one end to the other.
+        artifact_sources_at_once: sources of one file that are asked at the same time.
+        artifact_line_bytes_s_max, artifact_source_bytes_s_max: of all sources together, and of each; 0: no limit.
+        cache_bytes_max: what the cache may hold; the least recently used leaves, never what runs or is wanted. 0: as
+            much as the disk has, less a margin.
         chips: chip drivers to load; a driver whose cards are absent costs next to nothing. `NAME@FOLDER` reads a
             twin's folder in the place of this machine, for tests and rehearsals.
         engine_threads: CPU threads with which one engine generates; 0 means all that its chips grant. Where
@@ -35,6 +43,12 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cache_dir: Path
     artifact_stores: tuple[str, ...] = ()
     artifact_dirs: tuple[Path, ...] = ()
+    site_store: str = ""
+    artifact_keys: tuple[str, ...] = ()
+    artifact_sources_at_once: int = 1
+    artifact_line_bytes_s_max: int = 0
+    artifact_source_bytes_s_max: int = 0
+    cache_bytes_max: int = 0
     chips: tuple[str, ...] = ("cpu",)
     engine_threads: int = 0
     engine_prefill_threads: int = 0

@@ -15,6 +15,7 @@ import msgspec
 
 from madang.core import ChipId, NodeId, ReplicaId
 from madang.model import Artifact, Assignment, CatalogEntry, Chip, ChipHealth, ReplicaSpec, Service
+from madang.policy.equivalence import keep_standing
 
 REPLICAS_PER_SERVICE_MAX = 256
 """The in-flight table's counters; a site cannot offer more engines than that."""
@@ -177,7 +178,8 @@ def _list_wanted(
                 reason = f"the {lacks} is not in this site's desired state yet"
                 unplaced.append(Unplaced(replica_id=replica_id, service=assignment.service, reason=reason))
             else:
-                wanted.append(_Wanted(replica_id=replica_id, index=index, service=service, entry=entry))
+                standing = keep_standing(entry, service)
+                wanted.append(_Wanted(replica_id=replica_id, index=index, service=service, entry=standing))
     wanted.sort(key=lambda one: (one.index, one.service.name))
     return wanted, unplaced
 

@@ -130,6 +130,7 @@ def list_loops(parts: SiteParts) -> dict[str, Coroutine[Any, Any, None]]:
         "planner": parts.planner.run(),
         "replan": _replan_on_change(parts),
         "upkeep": _keep_up(parts),
+        "artifacts": parts.artifacts.run(),
         **parts.tenant_data.loops(),
         **parts.leases.loops(),
     }

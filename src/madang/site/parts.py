@@ -18,6 +18,7 @@ from madang.runtime.store import Store, sqlite_url
 from madang.runtime.telemetry import EventLog
 from madang.site.access_archive import AccessArchive
 from madang.site.agent import DesiredAgent
+from madang.site.artifacts import SiteArtifacts
 from madang.site.bootstrap import SITE_USER, access_folder, identity_file, password_file
 from madang.site.desired import DesiredView
 from madang.site.feed import FeedWriter, Replicas
@@ -74,6 +75,7 @@ class SiteParts:
     pulse: Pulse
     leases: LeaseTalk
     tenant_data: TenantData
+    artifacts: SiteArtifacts
     registry: CollectorRegistry
 
 
@@ -195,6 +197,7 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         pulse=_make_pulse(kit),
         leases=leases,
         tenant_data=tenant_data,
+        artifacts=_make_artifacts(kit, peers),
         registry=make_registry(sources),
     )
 
@@ -317,6 +320,18 @@ def _make_tenant_data(kit: _Kit, replicas: Replicas, peers: Peers) -> TenantData
         view=kit.view,
         peers=peers,
         find_loads=lambda: replicas.list_loads(set(kit.view.assignments)),
+        clock=kit.clock,
+        entropy=kit.entropy,
+        log=kit.log,
+    )
+
+
+def _make_artifacts(kit: _Kit, peers: Peers) -> SiteArtifacts:
+    return SiteArtifacts(
+        settings=kit.settings,
+        view=kit.view,
+        book=kit.book,
+        peers=peers,
         clock=kit.clock,
         entropy=kit.entropy,
         log=kit.log,

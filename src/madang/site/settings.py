@@ -50,6 +50,15 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         access_days: how long access records are kept; 365 at least, 730 where sensitive data are served.
         access_bytes_max: of all access records together; there is an alarm at 80 %, and no new requests at all of it.
         receipt_days: how long the receipts of what this site served can be had.
+        artifact_dir: the site's artifact cache, for its nodes and for other sites; none: nodes ask the hub's store.
+        artifact_port: where the cache is served, with the nodes' tokens and with passes of other sites.
+        artifact_stores: base URLs of the hub's store, asked after other sites.
+        artifact_peers: site name → base URL of its artifact port; asked first, in the order of their names.
+        artifact_keys: Ed25519 public keys, in hex, whose manifests are believed: the hub's, and publishers'.
+        artifact_sources_at_once: sources of one file that are asked at the same time.
+        artifact_line_bytes_s_max, artifact_source_bytes_s_max: of all sources together, and of each; 0: no limit.
+        artifact_bytes_max: what the cache may hold; the least recently used leaves, never what is wanted here. 0: as
+            much as the disk has, less a margin.
     """
 
     name: str
@@ -86,3 +95,12 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     access_days: float = 730.0
     access_bytes_max: int = 128 * 1024 * 1024 * 1024
     receipt_days: float = 90.0
+    artifact_dir: Path | None = None
+    artifact_port: int = 7717
+    artifact_stores: tuple[str, ...] = ()
+    artifact_peers: dict[str, str] = {}
+    artifact_keys: tuple[str, ...] = ()
+    artifact_sources_at_once: int = 1
+    artifact_line_bytes_s_max: int = 0
+    artifact_source_bytes_s_max: int = 0
+    artifact_bytes_max: int = 0

@@ -1,10 +1,8 @@
-"""Routes about usage and audit, and the artifact store."""
+"""Routes about usage and audit."""
 
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from starlette.responses import FileResponse
 
 from madang.core import Rejected
 from madang.hub.audit import ROWS_PER_PAGE_MAX, read_audit, verify_audit
@@ -17,10 +15,8 @@ from madang.hub.ledger import (
 )
 from madang.hub.parts import HubParts
 from madang.hub.site_keys import read_site_keys
-from madang.runtime.admin_http import NotFound, json_response
+from madang.runtime.admin_http import json_response
 from madang.wire.receipts import make_keys
-
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 Limit = Annotated[int, Query(ge=1, le=EVENTS_PER_PAGE_MAX)]
 AuditLimit = Annotated[int, Query(ge=1, le=ROWS_PER_PAGE_MAX)]
@@ -65,24 +61,5 @@ def make_router(parts: HubParts) -> APIRouter:
         """The public keys that sites sign receipts with, those of revoked sites included."""
         keys = await parts.store.read(read_site_keys)
         return json_response(make_keys(parts.clock.wall_s(), keys))
-
-    return router
-
-
-def make_artifact_router(parts: HubParts) -> APIRouter:
-    """Return the artifact store's route: open, since what is named by its hash needs no secret to be safe."""
-    router = APIRouter(tags=["artifacts"])
-    folder = parts.settings.artifact_dir
-
-    @router.head("/artifacts/{sha256}", include_in_schema=False)
-    @router.get("/artifacts/{sha256}")
-    async def get_artifact(sha256: str) -> Response:
-        if not _SHA256.match(sha256):
-            raise Rejected("an artifact is named by 64 lower-case hex digits")
-        path = folder / sha256[:2] / sha256 if folder is not None else None
-        if path is None or not path.is_file():
-            raise NotFound(f"artifact {sha256} is not in this store")
-        headers = {"etag": f'"{sha256}"', "cache-control": "public, max-age=31536000, immutable"}
-        return FileResponse(path, media_type="application/octet-stream", headers=headers)
 
     return router

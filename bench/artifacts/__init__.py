@@ -1,0 +1,1 @@
+"""How fast an artifact arrives over a link that is cut, beside `curl` + `sha256sum` + `sync`."""

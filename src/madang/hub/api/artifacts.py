@@ -1,0 +1,137 @@
+"""Routes of the artifact store, and what of which model is where."""
+
+import re
+from collections import Counter
+from typing import Any
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Request, Response
+from starlette.responses import FileResponse
+
+from madang.core import Rejected
+from madang.hub.builds import list_builds
+from madang.hub.change import Change
+from madang.hub.desired_store import read_sites
+from madang.hub.equivalences import Comparison, Equivalence, Running, judge, list_verdicts
+from madang.hub.facts_admin import put_model, read_model, read_service
+from madang.hub.parts import HubParts
+from madang.model import CatalogEntry, Service
+from madang.model.build import Build
+from madang.policy.coverage import ChipGroup, CoverageRow, cover
+from madang.policy.equivalence import keep_standing
+from madang.runtime.admin_http import NotFound, json_response, read_body, takes
+from madang.wire.artifacts import ALG
+from madang.wire.receipts import make_kid
+
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_FOR_EVER = {"cache-control": "public, max-age=31536000, immutable"}
+
+
+def make_router(parts: HubParts) -> APIRouter:
+    """Return the routes behind the token."""
+    router = APIRouter(prefix="/api/v1", tags=["artifacts"])
+
+    @router.get("/artifact-keys")
+    async def list_keys() -> Response:
+        """The public keys that sign manifests here: what nodes and sites put into `artifact_keys`."""
+        signer = parts.artifacts.signer
+        return json_response([{"alg": ALG, "kid": make_kid(signer.public_key), "public_key": signer.public_hex}])
+
+    @router.get("/models/{name}/coverage")
+    async def cover_model(name: str) -> Response:
+        """Which chips have an artifact of the model, and what is missing where."""
+        now_s = parts.clock.wall_s()
+        entry, builds = await parts.store.read(lambda c: (read_model(c, name), list_builds(c, now_s, name)))
+        return json_response(_cover(parts, entry, entry, builds, None))
+
+    @router.get("/services/{name}/coverage")
+    async def cover_service(name: str) -> Response:
+        """The same for the sites of one service and the artifacts that may run for it."""
+        now_s = parts.clock.wall_s()
+        service, sites, entry, builds = await parts.store.read(lambda c: _read_wanted(c, name, now_s))
+        return json_response(_cover(parts, entry, keep_standing(entry, service), builds, sites))
+
+    @router.get("/models/{name}/equivalences")
+    async def list_equivalences(name: str) -> Response:
+        return json_response(await parts.store.read(lambda c: list_verdicts(c, name)))
+
+    @router.post("/models/{name}/equivalences", openapi_extra=takes(Comparison))
+    async def compare(name: str, request: Request) -> Response:
+        body = await read_body(request, Comparison)
+        running = [
+            Running(service=str(row.get("service")), artifact_sha256=str(row.get("artifact_sha256")))
+            for row in parts.observed.list_rows("replicas")
+            if row.get("phase") == "ready"
+        ]
+
+        def act(change: Change) -> Equivalence:
+            verdict = judge(change, name, body, running)
+            # Writes the pairs that hold into the catalog entry, and with it to every site.
+            put_model(change, read_model(change.connection, name))
+            return verdict
+
+        return json_response(await parts.changer.run(act), 201)
+
+    return router
+
+
+def _read_wanted(
+    connection: sa.Connection, name: str, now_s: float
+) -> tuple[Service, set[str], CatalogEntry, list[Build]]:
+    service = read_service(connection, name)
+    every = {site.name for site in read_sites(connection) if not site.is_entry_only}
+    sites = {str(site) for site in service.sites or every}
+    return service, sites, read_model(connection, service.model), list_builds(connection, now_s, service.model)
+
+
+def _cover(
+    parts: HubParts, entry: CatalogEntry, standing: CatalogEntry, builds: list[Build], sites: set[str] | None
+) -> tuple[CoverageRow, ...]:
+    held = parts.artifacts.list_held(file for artifact in entry.artifacts for file in artifact.files)
+    groups = _group_chips(parts.observed.list_rows("chips"), sites)
+    return cover(entry, {one.artifact_id for one in standing.artifacts}, groups, held, builds)
+
+
+def _group_chips(rows: list[dict[str, Any]], sites: set[str] | None) -> list[ChipGroup]:
+    counts = Counter(
+        (str(row["site"]), str(row.get("kind", "")), str(row.get("sdk_version") or ""))
+        for row in rows
+        if sites is None or row["site"] in sites
+    )
+    groups = [
+        ChipGroup(site=site, chip_kind=kind, sdk_version=sdk, chips=count)
+        for (site, kind, sdk), count in counts.items()
+    ]
+    # A site that is wanted and has no chips at all would otherwise be missing without a word.
+    bare = sorted((sites or set()) - {group.site for group in groups})
+    return groups + [ChipGroup(site=site, chip_kind="", chips=0) for site in bare]
+
+
+def make_store_router(parts: HubParts) -> APIRouter:
+    """Return the artifact store's routes: open, since what is named by its hash needs no secret to be safe."""
+    router = APIRouter(tags=["artifacts"])
+    artifacts = parts.artifacts
+
+    @router.head("/artifacts/{sha256}", include_in_schema=False)
+    @router.get("/artifacts/{sha256}")
+    async def get_artifact(sha256: str) -> Response:
+        path = artifacts.find(_check(sha256))
+        if path is None:
+            raise NotFound(f"artifact {sha256} is not in this store")
+        headers = {"etag": f'"{sha256}"', **_FOR_EVER}
+        return FileResponse(path, media_type="application/octet-stream", headers=headers)
+
+    @router.get("/artifacts/{sha256}/manifest")
+    async def get_manifest(sha256: str) -> Response:
+        document = await artifacts.find_manifest(_check(sha256))
+        if document is None:
+            raise NotFound(f"artifact {sha256} is not in this store")
+        return Response(document, media_type="application/json", headers=_FOR_EVER)
+
+    return router
+
+
+def _check(sha256: str) -> str:
+    if not _SHA256.match(sha256):
+        raise Rejected("an artifact is named by 64 lower-case hex digits")
+    return sha256
