@@ -31,14 +31,15 @@ BUILD = {
 
 @pytest.mark.parametrize("noun", ["model", "service"])
 def test_show_says_what_is_missing_where(ask, hub, noun):
+    fact = {"name": "qwen", "title": "Qwen", "task": "chat", "licence": "Apache-2.0"}
     hub.answers = {
-        ("GET", f"/api/v1/{noun}s/qwen"): (200, {"name": "qwen"}),
+        ("GET", f"/api/v1/{noun}s/qwen"): (200, fact),
         ("GET", f"/api/v1/{noun}s/qwen/coverage"): (200, [ROW]),
     }
     shown = ask(noun, "show", "qwen")
     assert shown.exit_code == 0
     assert "no artifact for furiosa" in " ".join(shown.stdout.split())
-    assert json.loads(ask(noun, "show", "qwen", "--json").stdout) == {"name": "qwen", "coverage": [ROW]}
+    assert json.loads(ask(noun, "show", "qwen", "--json").stdout) == {**fact, "coverage": [ROW]}
 
 
 def test_a_build_is_asked_for_with_the_revision_of_the_catalog(ask, hub):

@@ -314,10 +314,11 @@ def test_a_model_is_shown_with_its_unit_its_warning_and_where_its_files_come_fro
     artifact = {"artifact_id": "q4", "engine": "onnx", "chip_kinds": ["cpu"], "files": [file]}
     model = {**MODEL, "task": "infer", "unit": "image", "warning": "never clinical", "artifacts": [artifact]}
     hub.answers["GET", "/api/v1/models/m"] = (200, model)
+    hub.answers["GET", "/api/v1/models/m/coverage"] = (200, [])
     shown = ask("model", "show", "m").stdout
     for text in ("counted in: image", "never clinical", "a" * 64, "https://example.org/m.onnx", "cells: p 1"):
         assert text in shown
-    assert json.loads(ask("model", "show", "m", "--json").stdout) == model
+    assert json.loads(ask("model", "show", "m", "--json").stdout) == {**model, "coverage": []}
 
 
 def test_models_are_added_from_the_shape_of_the_built_in_catalog(hub, ask, tmp_path):
