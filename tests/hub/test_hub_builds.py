@@ -139,6 +139,10 @@ def test_a_manifest_is_made_once_for_a_file_in_the_store_and_a_spoilt_file_is_re
     manifest = open_manifest(first.content, [key], is_signed_by)
     assert (manifest.files[0].sha256, manifest.files[0].size_bytes) == (FILE.sha256, len(DATA))
     assert api("GET", f"/artifacts/{FILE.sha256}/manifest", token=None).content == first.content
+    # One that a former key signed is made anew.
+    former = first.content.replace(b'"kid":"', b'"kid":"00')
+    (tmp_path / "artifacts" / ".manifests" / f"{FILE.sha256}.json").write_bytes(former)
+    assert open_manifest(api("GET", f"/artifacts/{FILE.sha256}/manifest", token=None).content, [key], is_signed_by)
     spoilt = tmp_path / "artifacts" / "ee" / ("ee" * 32)
     spoilt.parent.mkdir()
     spoilt.write_bytes(DATA)

@@ -140,6 +140,7 @@ def test_hub_to_site_to_node_with_proof_at_each_step(tmp_path, serve, log):
 
     site = make_fetcher(tmp_path / "site", [StoreLink("hub", hub)], log)
     assert site.ensure(ARTIFACT).read_bytes() == DATA
+    assert list((tmp_path / "site" / ".partial").iterdir()) == []
     site_url = serve(tmp_path / "site", only_nodes)
     link = StoreLink("site", site_url, lambda path: {"authorization": "Bearer node"})
     assert make_fetcher(tmp_path / "node", [link], log).ensure(ARTIFACT).read_bytes() == DATA

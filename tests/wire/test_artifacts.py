@@ -22,6 +22,7 @@ from madang.wire.artifacts import (
     chunks_in,
     find_file,
     open_manifest,
+    read_kid,
     sign_manifest,
 )
 from madang.wire.receipts import make_kid
@@ -162,6 +163,11 @@ def test_spans_cover_a_file_without_gap_or_overlap(size_bytes):
     assert all(start + size == following for (start, size), (following, _) in itertools.pairwise(spans))
     assert sum(spans[-1]) == size_bytes
     assert all(size > 0 for _, size in spans)
+
+
+def test_a_document_says_whose_key_signed_it():
+    assert read_kid(signed()) == make_kid(PUBLIC)
+    assert read_kid(b"{") == read_kid(b'{"kid": 3}') == read_kid(b"\xff") == ""
 
 
 def test_a_file_is_found_by_its_hash():

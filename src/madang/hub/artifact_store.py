@@ -23,7 +23,8 @@ from madang.runtime.artifacts.cache import ArtifactCache
 from madang.runtime.artifacts.manifests import cut_file, read_manifest, write_manifest
 from madang.runtime.store import Store
 from madang.runtime.telemetry import EventLog
-from madang.wire.artifacts import Manifest, sign_manifest
+from madang.wire.artifacts import Manifest, read_kid, sign_manifest
+from madang.wire.receipts import make_kid
 
 
 class ArtifactStore:
@@ -56,17 +57,24 @@ class ArtifactStore:
         """
         if self.folder is None:
             return None
-        known = await asyncio.to_thread(read_manifest, self.folder, sha256)
+        known = await asyncio.to_thread(self._read_own, self.folder, sha256)
         path = self.find(sha256)
         if known is not None or path is None:
             return known
         async with self._turn:
-            known = await asyncio.to_thread(read_manifest, self.folder, sha256)
+            known = await asyncio.to_thread(self._read_own, self.folder, sha256)
             if known is not None:
                 return known
             name, key = await self._store.read(lambda c: _name_file(c, sha256))
             document = await asyncio.to_thread(self._make, path, name, sha256, key)
         self._log.info("manifest_signed", sha256=sha256, kid=self.signer.public_hex[:16], file=name)
+        return document
+
+    def _read_own(self, folder: Path, sha256: str) -> bytes | None:
+        """Return a manifest that this hub's key signed; one of a former key would be believed by nobody."""
+        document = read_manifest(folder, sha256)
+        if document is None or make_kid(self.signer.public_key) != read_kid(document):
+            return None
         return document
 
     def _make(self, path: Path, name: str, sha256: str, key: ArtifactKey | None) -> bytes:

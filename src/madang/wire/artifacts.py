@@ -85,6 +85,13 @@ _canonical = msgspec.json.Encoder(order="sorted")
 _decoder = msgspec.json.Decoder(_Document)
 
 
+class _Signed(msgspec.Struct, frozen=True, kw_only=True):
+    kid: str
+
+
+_kid_decoder = msgspec.json.Decoder(_Signed)
+
+
 def chunks_in(size_bytes: int, chunk_bytes: int) -> int:
     """Return how many chunks a file of `size_bytes` has."""
     return -(-size_bytes // chunk_bytes)
@@ -138,6 +145,14 @@ def open_manifest(data: bytes, public_keys: Collection[bytes], is_signed_by: IsS
         raise Rejected("the signature does not cover the manifest: it was changed, or never signed")
     check_manifest(manifest)
     return manifest
+
+
+def read_kid(data: bytes) -> str:
+    """Return which key a document says that it is signed with; empty when it is no document."""
+    try:
+        return _kid_decoder.decode(data).kid
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return ""
 
 
 def find_file(manifest: Manifest, sha256: str) -> FileChunks | None:

@@ -61,7 +61,6 @@ class ChunkFile:
                 raise
 
     def _begin(self, folder: Path) -> None:
-        os.ftruncate(self._data, self.file.size_bytes)
         whole_bytes = _HEADER_BYTES
         if self.finished:
             # A torn record at the end would shift those after it.
@@ -73,6 +72,8 @@ class ChunkFile:
             os.pwrite(self._journal, _MAGIC + self._digest, 0)
         os.fsync(self._journal)
         os.lseek(self._journal, whole_bytes, os.SEEK_SET)
+        # After the journal: one that an earlier file left must not speak of a fresh file full of holes.
+        os.ftruncate(self._data, self.file.size_bytes)
         sync_folder(folder)
 
     def write(self, index: int, data: memoryview) -> None:

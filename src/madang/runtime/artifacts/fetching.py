@@ -13,6 +13,7 @@ from pathlib import Path
 from madang.core import Rejected, Unavailable
 from madang.model import ArtifactFile, HttpSource
 from madang.runtime.artifacts.cache import ArtifactCache
+from madang.runtime.artifacts.chunk_file import journal_path
 from madang.runtime.artifacts.manifests import read_manifest, write_manifest
 from madang.runtime.artifacts.ranges import ChunkSource, MakeHeaders, RangeClient, no_headers
 from madang.runtime.artifacts.room import ArtifactRoom
@@ -135,7 +136,9 @@ class ChunkFetcher:
             cancel=cancel,
             report=lambda done_bytes: report(what, done_bytes),
         )
-        return self._cache.move_in(part, file.sha256)
+        path = self._cache.move_in(part, file.sha256)
+        journal_path(self._cache.partial_folder, file.sha256).unlink(missing_ok=True)
+        return path
 
     def _believe(self, document: bytes, file: ArtifactFile, source: str) -> FileChunks | None:
         try:

@@ -93,7 +93,8 @@ def fetch_chunks(
 ) -> Path:
     """Return the path of the whole file's bytes in `folder`, every one of them verified and durable.
 
-    What an earlier call finished is not fetched again. The caller holds the lock of the file and moves the result.
+    What an earlier call finished is not fetched again. The caller holds the lock of the file, moves the result and
+    removes the journal afterwards, so that a kill in between costs nothing.
 
     Args:
         file: what is wanted, from a manifest that is believed.
@@ -111,7 +112,6 @@ def fetch_chunks(
         for _ in range(_REPAIRS_MAX):
             found = _Run(chunk_file, sources, kit, cancel, report).run()
             if found == file.sha256:
-                chunk_file.journal_path.unlink(missing_ok=True)
                 return chunk_file.data_path
             # Every chunk was right when it came, so the disk has lost some; or the manifest does not fit itself.
             wrong = chunk_file.find_wrong()
