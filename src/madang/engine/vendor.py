@@ -17,6 +17,8 @@ from madang.engine.settings import EngineRuntime, RuntimeKind
 from madang.model import ReplicaSpec
 
 _FILES_MAX = 4096
+_STOP_MARGIN_S = 5.0
+"""The container's keeper must have removed it before the shim's own SIGKILL comes."""
 _SDK_PARTS = 2
 """Vendors promise compatibility within year and month (Furiosa), or major and minor (Rebellions)."""
 
@@ -126,7 +128,13 @@ class VendorRuntime:
         tail = [*own, "--", *command.arguments]
         if self.is_container:
             argv = container_argv(
-                self._manifest.name, runtime, request, tail, env, memory_bytes, self._manifest.times.term_s_max
+                self._manifest.name,
+                runtime,
+                request,
+                tail,
+                env,
+                memory_bytes,
+                self._manifest.times.term_s_max - _STOP_MARGIN_S,
             )
             return LaunchPlan(argv=argv, env={}, private_bytes_max=request.private_bytes_max)
         if self._program:
