@@ -78,7 +78,6 @@ class TesseractDriver:
 
     def plan_launch(self, request: LaunchRequest) -> LaunchPlan:
         """Return the command line of the child."""
-        slots = max(1, min(request.spec.slots, request.prefill_threads))
         options = codec.ServeOptions(
             program=self._tesseract,
             files=tuple((file.name, request.files[file.name]) for file in request.spec.artifact.files),
@@ -86,8 +85,9 @@ class TesseractDriver:
             host=request.host,
             port=request.port,
             key_file=request.key_file,
-            slots=slots,
-            threads=max(1, request.prefill_threads // slots),
+            slots=max(1, min(request.spec.slots, request.prefill_threads)),
+            # Images at a time use cores better than threads that spin for one another.
+            threads=1,
         )
         return LaunchPlan(
             # -P: the working folder holds engine logs and must not shadow modules.
