@@ -119,8 +119,16 @@ def test_an_endpoint_of_others_is_offered_watched_and_outlives_us(tmp_path):
             assert ask(replica).status_code == 200, "the door stands while the node program is down"
             lab.start()
             assert lab.wait_ready("a-service").pid == replica.pid
+            # For other data than before, the door is another one.
+            lab.kill()
+            changed = msgspec.structs.replace(registered, data_class_max=DataClass.OPEN)
+            lab.settings = msgspec.structs.replace(lab.settings, external_endpoints={"a": changed})
+            lab.start()
+            other = lab.wait_ready("a-service", lambda found: found.data_class_max is DataClass.OPEN)
+            assert other.pid != replica.pid
             lab.plan()
             lab.wait_gone("a-service")
+            assert not is_running(other.pid)
             assert not is_running(replica.pid)
             assert remote.probe().verdict is Verdict.READY
         finally:

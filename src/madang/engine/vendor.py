@@ -13,7 +13,7 @@ from madang.engine import vendor_start
 from madang.engine.container_plan import ContainerPlace, container_argv
 from madang.engine.contract import LaunchPlan, LaunchRequest
 from madang.engine.manifest import Manifest, parse_version
-from madang.engine.settings import EngineRuntime, RuntimeKind
+from madang.engine.settings import EngineRuntime, RuntimeKind, identity_of_settings
 from madang.model import ReplicaSpec
 
 _FILES_MAX = 4096
@@ -73,6 +73,11 @@ class VendorRuntime:
     def is_container(self) -> bool:
         """Return whether it runs in a container."""
         return self._runtime.kind is RuntimeKind.CONTAINER
+
+    @property
+    def identity(self) -> str:
+        """Return what tells this runtime from another."""
+        return identity_of_settings(self._runtime)
 
     def check(self) -> None:
         """Raise Rejected when this node has no such stack."""

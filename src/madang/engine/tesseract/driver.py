@@ -18,7 +18,7 @@ from madang.engine.contract import (
 from madang.engine.health import parse_health
 from madang.engine.loopback import get
 from madang.engine.manifest import Manifest, load_manifest
-from madang.engine.settings import EngineRuntime
+from madang.engine.settings import EngineRuntime, identity_of_settings
 from madang.engine.tesseract import codec
 from madang.model import ReplicaSpec, Task
 
@@ -50,6 +50,10 @@ class TesseractDriver:
     def times(self) -> EngineTimes:
         """Return how long things may take."""
         return self.manifest.times
+
+    def identity_of(self, spec: ReplicaSpec) -> str:  # noqa: ARG002  the same for all
+        """Return program and runtime: an engine of another one is not adopted."""
+        return self.program + identity_of_settings(self._runtime)
 
     def capabilities_for(self, spec: ReplicaSpec) -> EngineCapabilities:
         """Return what it can and cannot do."""
