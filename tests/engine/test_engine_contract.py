@@ -3,14 +3,34 @@
 import contextlib
 import importlib.util
 import json
+import struct
+from pathlib import Path
 
+import httpx
 import pytest
 from tests.engine.engine_replicas import CHAT, EMBEDDING, FILES, SPEECH, fetched, weights_of
+from tests.engine.vendor_replicas import (
+    CUDA,
+    EMBED,
+    EXTERNAL,
+    FURIOSA,
+    FURIOSA_HERE,
+    FURIOSA_OLD,
+    OCR,
+    RBLN,
+    VLLM_HERE,
+    make_files,
+)
 
 from madang.engine.contract import Verdict
 from madang.engine.embed import driver as embed
+from madang.engine.external import driver as external
+from madang.engine.furiosa_llm import driver as furiosa_llm
 from madang.engine.llama_cpp import driver as llama_cpp
 from madang.engine.onnx import driver as onnx
+from madang.engine.settings import EngineRuntime, ExternalEndpoint
+from madang.engine.tesseract import driver as tesseract
+from madang.engine.vllm import driver as vllm
 from madang.engine.whisper import driver as whisper
 from madang.testing.engine_contract import EngineDriverContract, run_engine
 
@@ -32,12 +52,12 @@ pytestmark = pytest.mark.peer
 
 @contextlib.contextmanager
 def ready_engine(cls, folder):
-    weights = folder / "weights"
-    if cls.is_simulated:
+    weights = cls().make_weights(folder)
+    if isinstance(weights, Path):
         weights.write_text("{}", encoding="utf-8")
-    else:
+    if not cls.is_simulated:
         weights = fetched(cls.spec.artifact.files[0]) if cls.spec is FILES else weights_of(cls.spec)
-    with run_engine(cls.driver, cls.spec, weights, folder) as engine:
+    with run_engine(cls.driver, cls.spec, weights, folder, cls.devices) as engine:
         engine.wait_for(Verdict.READY, 60)
         yield engine
 
@@ -126,6 +146,103 @@ class TestOnnxTwin(InferContract):
         length = int(answer.headers["inference-header-content-length"])
         assert answer.content[length:] == b"\x03\0\0\0" + "가".encode() + b"\x01\0\0\0b"
         assert [one["name"] for one in json.loads(answer.content[:length])["outputs"]] == ["text"]
+
+
+class VendorContract(EngineDriverContract):
+    """The contract for engines whose twins are started through `vendor_start`."""
+
+    is_simulated = True
+    bodies = CHAT_BODIES
+
+    def make_weights(self, folder):
+        return make_files(folder, self.spec)
+
+    def test_without_its_key_it_still_tells_health_and_load(self, engine):
+        assert httpx.get(engine.endpoint + "/health", trust_env=False).status_code == 200
+        assert engine.driver.manifest.metrics.running[0] in httpx.get(engine.endpoint + "/metrics").text
+
+    def test_another_name_than_the_services_is_refused(self, engine):
+        for path, body in self.bodies.items():
+            if "input" not in body:
+                assert engine.client.post(path, json=body | {"model": "other"}).status_code == 404
+
+
+class TestVllmTwin(VendorContract):
+    driver = vllm.VllmDriver(VLLM_HERE, vllm.TWIN_PROGRAM)
+    spec = CUDA
+
+    def test_several_answers_to_one_request(self, engine):
+        body = CHAT_BODIES["/v1/chat/completions"] | {"n": 3}
+        assert len(engine.client.post("/v1/chat/completions", json=body).json()["choices"]) == 3
+
+
+class TestVllmEmbeddingTwin(VendorContract):
+    driver = vllm.VllmDriver(VLLM_HERE, vllm.TWIN_PROGRAM)
+    spec = EMBED
+    bodies = EMBED_BODIES
+
+
+class TestVllmRebellionsTwin(VendorContract):
+    driver = vllm.VllmDriver(VLLM_HERE, vllm.TWIN_PROGRAM)
+    spec = RBLN
+    devices = ("rbln0", "rbln1")
+
+
+class TestFuriosaTwin(VendorContract):
+    driver = furiosa_llm.FuriosaLlmDriver(FURIOSA_HERE, furiosa_llm.TWIN_PROGRAM)
+    spec = FURIOSA
+    devices = ("npu:0",)
+
+    def complaint(self, answer):
+        return answer["message"]
+
+    def test_n_must_be_one(self, engine):
+        body = CHAT_BODIES["/v1/chat/completions"] | {"n": 2}
+        assert engine.client.post("/v1/chat/completions", json=body).status_code == 400
+
+
+class TestFuriosaOldTwin(TestFuriosaTwin):
+    driver = furiosa_llm.FuriosaLlmDriver(EngineRuntime(version="2026.2.0"), furiosa_llm.TWIN_PROGRAM)
+    spec = FURIOSA_OLD
+    devices = ("npu:1:0-3",)
+
+
+PICTURE = b"\x89PNG\r\n\x1a\n and so on"
+PICTURE_TENSOR = {
+    "name": "image",
+    "shape": [1],
+    "datatype": "BYTES",
+    "parameters": {"binary_data_size": 4 + len(PICTURE)},
+}
+
+OCR_BODIES = {INFER_PATH: {"inputs": [PICTURE_TENSOR]}}
+
+
+class TestTesseractTwin(InferContract):
+    driver = tesseract.TesseractDriver(None, tesseract.TWIN_PROGRAM)
+    spec = OCR
+    is_simulated = True
+    bodies = OCR_BODIES
+
+    def content(self, body):
+        header = json.dumps(body).encode()
+        tail = struct.pack("<I", len(PICTURE)) + PICTURE
+        return {"content": header + tail, "headers": {"inference-header-content-length": str(len(header))}}
+
+    def make_weights(self, folder):
+        return make_files(folder, self.spec)
+
+
+class TestExternalTwin(EngineDriverContract):
+    driver = external.ExternalDriver(
+        {"a": ExternalEndpoint(url="https://llm.example:8443", is_at_site=True)}, external.TWIN_PROGRAM
+    )
+    spec = EXTERNAL
+    is_simulated = True
+    bodies = CHAT_BODIES
+
+    def make_weights(self, folder):
+        return {}
 
 
 @pytest.mark.model

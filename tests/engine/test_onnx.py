@@ -18,6 +18,7 @@ from tests.engine.engine_replicas import CHAT, FILES, VOICE, fetched
 from tests.engine.test_whisper import RECORDING
 
 from madang.core import Rejected
+from madang.engine import oip_tensors
 from madang.engine.contract import Verdict
 from madang.engine.onnx import codec
 from madang.engine.onnx.batcher import Batcher, Bounds, Job
@@ -70,8 +71,9 @@ SPEAKERS = wheel_file(
     "36e38f058059f46da3478dda581cda53d9d85a21173a3e70bbdbc3ba93b5e1b7",
     "pyannote/audio/sample/sample.rttm",
 )
-SIGNATURE = codec.Signature(
-    (codec.Port("x", "FP32", (-1, 2)), codec.Port("words", "BYTES", (2,))), (codec.Port("y", "FP32", (-1, 1)),)
+SIGNATURE = oip_tensors.Signature(
+    (oip_tensors.Port("x", "FP32", (-1, 2)), oip_tensors.Port("words", "BYTES", (2,))),
+    (oip_tensors.Port("y", "FP32", (-1, 1)),),
 )
 
 
@@ -107,34 +109,34 @@ GOOD = (
 )
 def test_a_request_that_is_not_the_models_is_told_what_is(inputs, outputs, told):
     with pytest.raises(ApiError, match=told):
-        codec.check_request(make_infer(*inputs, outputs=outputs), SIGNATURE)
-    codec.check_request(make_infer(*GOOD, outputs=("y",)), SIGNATURE)
+        oip_tensors.check_request(make_infer(*inputs, outputs=outputs), SIGNATURE)
+    oip_tensors.check_request(make_infer(*GOOD, outputs=("y",)), SIGNATURE)
 
 
 def test_values_may_be_nested_or_flat():
     nested = make_tensor("x", "FP32", [2, 1, 2], data=[[[1, 2]], [[3, 4]]])
     flat = make_tensor("x", "FP32", [2, 1, 2], data=[1, 2, 3, 4])
-    assert codec.flat_values(nested) == codec.flat_values(flat) == [1, 2, 3, 4]
+    assert oip_tensors.flat_values(nested) == oip_tensors.flat_values(flat) == [1, 2, 3, 4]
     for data in ([1, 2, 3], [[1, 2], [3, 4, 5]], {"a": 1}, 7, []):
         with pytest.raises(ApiError):
-            codec.flat_values(make_tensor("x", "FP32", [2, 2], data=data))
+            oip_tensors.flat_values(make_tensor("x", "FP32", [2, 2], data=data))
 
 
 @given(elements=st.lists(st.binary(max_size=6), max_size=5))
 def test_elements_of_bytes_round_trip(elements):
-    packed = codec.join_elements(elements)
+    packed = oip_tensors.join_elements(elements)
     found = make_tensor("x", "BYTES", [len(elements)], binary=packed)
-    assert codec.split_elements(found) == elements
+    assert oip_tensors.split_elements(found) == elements
     with pytest.raises(ApiError):
-        codec.split_elements(found._replace(shape=(len(elements) + 1,)))
+        oip_tensors.split_elements(found._replace(shape=(len(elements) + 1,)))
     with pytest.raises(ApiError):
-        codec.split_elements(found._replace(binary=memoryview(packed + b"x")))
+        oip_tensors.split_elements(found._replace(binary=memoryview(packed + b"x")))
 
 
 @given(packed=st.binary(max_size=40), size=st.integers(0, 2**70))
 def test_no_bytes_make_the_splitter_fail_otherwise(packed, size):
     with contextlib.suppress(ApiError):
-        assert len(codec.split_elements(make_tensor("x", "BYTES", [size], binary=packed))) == size
+        assert len(oip_tensors.split_elements(make_tensor("x", "BYTES", [size], binary=packed))) == size
 
 
 @given(
@@ -240,7 +242,7 @@ def test_what_json_cannot_say_must_be_asked_for_in_binary():
 @needs_runtime
 def test_bytes_that_are_no_text_are_refused():
     with pytest.raises(ApiError, match="UTF-8"):
-        to_array(make_tensor("x", "BYTES", [1], binary=codec.join_elements([b"\xff"])))
+        to_array(make_tensor("x", "BYTES", [1], binary=oip_tensors.join_elements([b"\xff"])))
 
 
 # --- the queue

@@ -73,7 +73,7 @@ class LaunchPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How to start an engine.
 
     Attributes:
-        argv: arguments after the Python interpreter; secrets never stand in them.
+        argv: the whole command line; secrets never stand in it.
         env: variables to add.
         private_bytes_max: limit of private writable memory (RLIMIT_DATA). The address space is not limited: a
             mapped model and thread stacks take many times what they use.
@@ -129,9 +129,8 @@ class EngineDriver(Protocol):
         """Return the module that runs as the engine: its own, or its twin's."""
         ...
 
-    @property
-    def capabilities(self) -> EngineCapabilities:
-        """Return what the engine can and cannot do."""
+    def capabilities_for(self, spec: ReplicaSpec) -> EngineCapabilities:
+        """Return what the engine can and cannot do for a replica; raises Rejected when it can never run it."""
         ...
 
     @property
@@ -144,7 +143,11 @@ class EngineDriver(Protocol):
         ...
 
     def plan_launch(self, request: LaunchRequest) -> LaunchPlan:
-        """Return how to start the engine; pure."""
+        """Return how to start the engine; depends on the request, its verified files and what is installed alone.
+
+        Raises:
+            Rejected: when what is installed, or what was granted, does not fit the artifact.
+        """
         ...
 
     async def probe(self, endpoint: str, key: str) -> EngineReading:

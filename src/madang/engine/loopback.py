@@ -7,6 +7,7 @@ drivers. The gateway has its own relay; this one is for health, not for traffic.
 import asyncio
 import contextlib
 import urllib.parse
+from typing import NamedTuple
 
 import h11
 
@@ -14,10 +15,25 @@ from madang.core import Unavailable
 
 _BODY_BYTES_MAX = 1024 * 1024
 _READ_BYTES = 65536
+SIMULATED_FIELD = b"x-madang-simulated"
+
+
+class Answer(NamedTuple):
+    """What came back; `is_simulated` when a twin said so."""
+
+    status: int
+    body: bytes
+    is_simulated: bool
 
 
 async def get(endpoint: str, path: str, *, key: str, timeout_s: float) -> tuple[int, bytes]:
-    """Return status and body of a GET.
+    """Return status and body of a GET, as `fetch`."""
+    answer = await fetch(endpoint, path, key=key, timeout_s=timeout_s)
+    return answer.status, answer.body
+
+
+async def fetch(endpoint: str, path: str, *, key: str, timeout_s: float) -> Answer:
+    """Return the answer to a GET.
 
     Args:
         endpoint: `http://host:port`.
@@ -52,8 +68,9 @@ async def get(endpoint: str, path: str, *, key: str, timeout_s: float) -> tuple[
                 await writer.wait_closed()
 
 
-async def _read_answer(connection: h11.Connection, reader: asyncio.StreamReader) -> tuple[int, bytes]:
+async def _read_answer(connection: h11.Connection, reader: asyncio.StreamReader) -> Answer:
     status = 0
+    is_simulated = False
     body = bytearray()
     while True:
         event = connection.next_event()
@@ -61,11 +78,12 @@ async def _read_answer(connection: h11.Connection, reader: asyncio.StreamReader)
             connection.receive_data(await reader.read(_READ_BYTES))
         elif isinstance(event, h11.Response):
             status = event.status_code
+            is_simulated = (SIMULATED_FIELD, b"1") in event.headers
         elif isinstance(event, h11.Data):
             body += event.data
             if len(body) > _BODY_BYTES_MAX:
                 raise Unavailable(f"the answer is over {_BODY_BYTES_MAX} bytes")
         elif isinstance(event, h11.EndOfMessage):
-            return status, bytes(body)
+            return Answer(status, bytes(body), is_simulated)
         elif isinstance(event, h11.ConnectionClosed):
             raise Unavailable("the connection was closed before an answer")

@@ -10,8 +10,9 @@ import dataclasses
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from madang.engine.http_host import HttpAnswer, HttpHost, HttpRequest, Limits, error_answer, json_answer
@@ -28,6 +29,7 @@ class Behaviour:
     Attributes:
         load_s: how long it says that it is loading.
         exit_on_load: exit code with which it dies instead of becoming ready; None never.
+        fail_load: a word for how its engine is known to fail while loading, such as `oom`; it dies with those words.
         first_token_s: pause before the first token.
         token_period_s: pause between tokens.
         answer_tokens: tokens of an answer when the request sets no lower bound.
@@ -35,11 +37,14 @@ class Behaviour:
         hang_next: requests never to answer.
         die_after_tokens: end the process without a word after that many tokens of a stream; None never.
         stall_after_tokens: stop in the middle of a stream and keep the connection open; None never.
-        health: `ok`, `sick` (500) or `hang`.
+        kill_after_tokens: as the kernel does when memory is short: SIGKILL in the middle of a stream; None never.
+        wedge: 1 for a server that takes connections, answers nothing and ignores SIGTERM.
+        health: `ok`, `sick` or `hang`.
     """
 
     load_s: float = 0.0
     exit_on_load: int | None = None
+    fail_load: str = ""
     first_token_s: float = 0.0
     token_period_s: float = 0.0
     answer_tokens: int = 12
@@ -47,6 +52,8 @@ class Behaviour:
     hang_next: int = 0
     die_after_tokens: int | None = None
     stall_after_tokens: int | None = None
+    kill_after_tokens: int | None = None
+    wedge: int = 0
     health: str = "ok"
 
     def change(self, values: object) -> str:
@@ -76,6 +83,33 @@ def read_behaviour(path: Path) -> Behaviour:
     return behaviour
 
 
+@dataclass(frozen=True)
+class Failure:
+    """How an engine dies while loading: its last words and its exit code; -9 for the kernel's SIGKILL."""
+
+    words: str
+    code: int
+
+
+@dataclass(frozen=True)
+class Manners:
+    """What differs between engines before any model answers.
+
+    Attributes:
+        open_paths: need no key, by their beginnings.
+        health: answers `/health` itself, by whether it is well; None for the shape that ours follow.
+        refusal: what a request without the key gets.
+        listens_early: whether it listens while it loads.
+        failures: how it fails while loading, by word.
+    """
+
+    open_paths: tuple[str, ...] = ()
+    health: Callable[[bool], HttpAnswer] | None = None
+    refusal: HttpAnswer | None = None
+    listens_early: bool = True
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+
+
 class Twin:
     """A fake engine's frame: key, health, faults, control. Subclass-free: the endpoints come as a handler.
 
@@ -83,10 +117,18 @@ class Twin:
         behaviour: how it starts out.
         key: bearer token that it asks for.
         respond: answers one request of the engine's own protocol.
+        manners: where its engine differs from ours.
     """
 
-    def __init__(self, behaviour: Behaviour, key: str, respond: Callable[[HttpRequest], Awaitable[HttpAnswer]]) -> None:
+    def __init__(
+        self,
+        behaviour: Behaviour,
+        key: str,
+        respond: Callable[[HttpRequest], Awaitable[HttpAnswer]],
+        manners: Manners | None = None,
+    ) -> None:
         self.behaviour = behaviour
+        self.manners = manners or Manners()
         self._key = key
         self._respond = respond
         self._loaded_at_s = asyncio.get_running_loop().time() + behaviour.load_s
@@ -97,10 +139,13 @@ class Twin:
         return dataclasses.replace(answer, headers=answer.headers | SIMULATED_HEADERS)
 
     async def _choose(self, request: HttpRequest) -> HttpAnswer:
+        if self.behaviour.wedge:
+            await asyncio.Event().wait()
         if request.path == "/health":
             return await self._health()
-        if not request.has_key(self._key):
-            return error_answer(401, "invalid_key", "Invalid API Key", "authentication_error")
+        is_open = request.path != BEHAVIOUR_PATH and request.path.startswith(self.manners.open_paths)
+        if not is_open and not request.has_key(self._key):
+            return self.manners.refusal or error_answer(401, "invalid_key", "Invalid API Key", "authentication_error")
         if request.path == BEHAVIOUR_PATH:
             return self._change(request)
         if self.is_loading:
@@ -119,6 +164,8 @@ class Twin:
     async def _health(self) -> HttpAnswer:
         if self.behaviour.health == "hang":
             await asyncio.Event().wait()
+        if self.manners.health is not None and not self.is_loading:
+            return self.manners.health(self.behaviour.health == "ok")
         if self.is_loading:
             return error_answer(503, "unavailable", "Loading model", "unavailable_error")
         if self.behaviour.health != "ok":
@@ -151,6 +198,8 @@ class Twin:
         behaviour = self.behaviour
         if behaviour.die_after_tokens is not None and index >= behaviour.die_after_tokens:
             os._exit(70)
+        if behaviour.kill_after_tokens is not None and index >= behaviour.kill_after_tokens:
+            os.kill(os.getpid(), signal.SIGKILL)
         if behaviour.stall_after_tokens is not None and index >= behaviour.stall_after_tokens:
             await request.until_gone()
         await asyncio.sleep(behaviour.first_token_s if index == 0 else behaviour.token_period_s)
@@ -160,12 +209,31 @@ class Twin:
 async def run_twin(twin: Twin, host: str, port: int, limits: Limits | None = None) -> int:
     """Serve until SIGTERM, or until the twin is told to die while loading; return the exit code."""
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+
+    def on_term() -> None:
+        if not twin.behaviour.wedge:
+            stop.set()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, on_term)
     server = HttpHost(twin.handle, limits)
-    await server.start(host, port)
+    if twin.manners.listens_early:
+        await server.start(host, port)
+    if twin.behaviour.fail_load:
+        await asyncio.sleep(twin.behaviour.load_s)
+        return _fail(twin.manners.failures[twin.behaviour.fail_load])
     if twin.behaviour.exit_on_load is not None:
         await asyncio.sleep(twin.behaviour.load_s)
         return twin.behaviour.exit_on_load
+    if not twin.manners.listens_early:
+        await asyncio.sleep(twin.behaviour.load_s)
+        await server.start(host, port)
     await stop.wait()
     # Like the engine, it does not finish what is in flight: whoever stops it has drained it first.
     return 0
+
+
+def _fail(failure: Failure) -> int:
+    print(failure.words, file=sys.stderr, flush=True)
+    if failure.code < 0:
+        os.kill(os.getpid(), -failure.code)
+    return failure.code

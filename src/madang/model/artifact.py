@@ -106,6 +106,8 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
         chip_kinds: chip drivers it runs on.
         memory_bytes: what one engine needs of the chip's memory, weights included.
         context_tokens_max: longest context it was built for.
+        sdk: vendor stack and version that it was compiled with, such as `furiosa-2026.3`; empty for plain weights.
+        parallelism: how it is split, such as `tp4`; empty for one chip.
     """
 
     artifact_id: str
@@ -114,6 +116,8 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[ArtifactFile, ...]
     memory_bytes: int
     context_tokens_max: int = 0
+    sdk: str = ""
+    parallelism: str = ""
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):

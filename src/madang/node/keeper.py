@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from madang.core import Clock, Entropy, MadangError, Rejected, ReplicaId, ns_to_s
-from madang.engine.contract import EngineDriver, Verdict
+from madang.engine.contract import EngineCapabilities, EngineDriver, Verdict
 from madang.machine.replica import ReplicaRules, ReplicaState, adopt, step, wake_ns
 from madang.machine.replica_events import (
     CancelFetch,
@@ -350,11 +350,18 @@ class ReplicaKeeper:
             start_s_max=times.start_s_max, drain_s_max=times.drain_s_max, stop_s_max=times.term_s_max + 1.0
         )
 
+    def _capabilities(self, spec: ReplicaSpec) -> EngineCapabilities | None:
+        driver = self._parts.drivers.get(spec.artifact.engine)
+        try:
+            return driver.capabilities_for(spec) if driver is not None else None
+        except Rejected:
+            return None  # the fetch says why
+
     def _publish(self) -> None:
         if self._is_done:
             return
         state, spec, engine = self._state, self._spec, self._engine
-        driver = self._parts.drivers.get(spec.artifact.engine)
+        can = self._capabilities(spec)
         self._parts.board.see_replica(
             ReplicaObserved(
                 replica_id=self.replica_id,
@@ -373,7 +380,7 @@ class ReplicaKeeper:
                 slots=spec.slots,
                 artifact_sha256=spec.artifact.files[0].sha256 if spec.artifact.files else "",
                 is_simulated=self._is_simulated and engine is not None,
-                features=driver.capabilities.features if driver is not None else (),
-                data_class_max=driver.capabilities.data_class_max if driver is not None else DataClass.OPEN,
+                features=can.features if can is not None else (),
+                data_class_max=can.data_class_max if can is not None else DataClass.OPEN,
             )
         )

@@ -41,7 +41,7 @@ def check_plan(plan: NodePlan, site: SiteId, node: NodeId, state_dir: Path) -> N
         replica_folder(state_dir, spec.replica_id)
         if ids.count(spec.replica_id) > 1:
             raise Rejected(f"plan names replica {spec.replica_id} twice")
-        if not spec.artifact.files:
+        if not spec.artifact.files and spec.artifact.engine != "external":  # others keep the files of theirs
             raise Rejected(f"replica {spec.replica_id}: its artifact has no file")
 
 

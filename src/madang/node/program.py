@@ -53,7 +53,9 @@ class NodeProgram:
         self._settings = settings
         self._log = log
         self._site, self._node = SiteId(settings.site), NodeId(settings.name)
-        self._drivers = make_engine_drivers(settings.engine_twins)
+        self._drivers = make_engine_drivers(
+            settings.engine_twins, settings.engine_runtimes, settings.external_endpoints
+        )
         self._board = Board(self._node, entropy.token_bytes(8).hex(), clock)
         self._chips = ChipBook(make_chip_drivers(settings.chips, self._node, clock), self._see_chips, log)
         self._host = EngineHost(settings, clock, entropy)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import msgspec
 
+from madang.engine.settings import EngineRuntime, ExternalEndpoint
+
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One server.
@@ -23,6 +25,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         engine_memory_bytes_max: cap of an engine's private memory.
         engine_twins: engines that are played by their twins on this node, for tests and rehearsals; what they
             answer is marked as simulated.
+        engine_runtimes: by engine, where a vendor's programs are: a virtual environment of its own, or a container.
+        external_endpoints: by artifact, endpoints that somebody else runs at this site.
     """
 
     name: str
@@ -39,3 +43,5 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     engine_prefill_threads: int = 0
     engine_memory_bytes_max: int = 8 * 1024**3
     engine_twins: tuple[str, ...] = ()
+    engine_runtimes: dict[str, EngineRuntime] = {}
+    external_endpoints: dict[str, ExternalEndpoint] = {}

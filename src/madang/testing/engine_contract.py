@@ -66,7 +66,13 @@ class RunningEngine:
             time.sleep(_POLL_S)
 
 
-def make_request(spec: ReplicaSpec, weights: Path | dict[str, Path], key_file: Path, port: int) -> LaunchRequest:
+def make_request(
+    spec: ReplicaSpec,
+    weights: Path | dict[str, Path],
+    key_file: Path,
+    port: int,
+    devices: tuple[str, ...] = ("cpu0",),
+) -> LaunchRequest:
     """Return a launch request for two threads; one path of weights stands for every file."""
     return LaunchRequest(
         spec=spec,
@@ -74,7 +80,7 @@ def make_request(spec: ReplicaSpec, weights: Path | dict[str, Path], key_file: P
         host=HOST,
         port=port,
         key_file=key_file,
-        devices=("cpu0",),
+        devices=devices,
         threads=2,
         prefill_threads=2,
         private_bytes_max=4 * 1024**3,
@@ -83,13 +89,17 @@ def make_request(spec: ReplicaSpec, weights: Path | dict[str, Path], key_file: P
 
 @contextlib.contextmanager
 def run_engine(
-    driver: EngineDriver, spec: ReplicaSpec, weights: Path | dict[str, Path], folder: Path
+    driver: EngineDriver,
+    spec: ReplicaSpec,
+    weights: Path | dict[str, Path],
+    folder: Path,
+    devices: tuple[str, ...] = ("cpu0",),
 ) -> Iterator[RunningEngine]:
     """Start an engine as its driver says, and end it however the test goes."""
     key_file = folder / "key"
     key_file.write_text(KEY, encoding="ascii")
     port = free_port()
-    plan = driver.plan_launch(make_request(spec, weights, key_file, port))
+    plan = driver.plan_launch(make_request(spec, weights, key_file, port, devices))
     with (folder / "engine.log").open("wb") as log:
         process = subprocess.Popen(plan.argv, env=os.environ | plan.env, cwd=folder, stdout=log, stderr=log)
     engine = RunningEngine(driver, process, port)
@@ -112,10 +122,16 @@ class EngineDriverContract:
     is_simulated: bool
     bodies: dict[str, dict[str, Any]]
     """A good request body for each endpoint of the capabilities."""
+    devices: tuple[str, ...] = ("cpu0",)
+    """What a chip driver would grant."""
 
     def content(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return how a body is sent, as httpx calls it; an engine that takes forms overrides it."""
         return {"json": body}
+
+    def make_weights(self, folder: Path) -> Path | dict[str, Path]:
+        """Return files for a launch plan; an engine that reads them to plan overrides it."""
+        return folder / "weights"
 
     def path(self, endpoint: str) -> str:
         """Return where an endpoint is; an engine whose paths name the model overrides it."""
@@ -135,7 +151,8 @@ class EngineDriverContract:
         return str(answer["error"]["message"])
 
     def test_no_secret_stands_in_the_command_line(self, tmp_path: Path) -> None:
-        request = make_request(self.spec, tmp_path / "weights", tmp_path / "key", 1)
+        weights = self.make_weights(tmp_path)
+        request = make_request(self.spec, weights, tmp_path / "key", 1, self.devices)
         (tmp_path / "key").write_text(KEY, encoding="ascii")
         plan = self.driver.plan_launch(request)
         assert not any(KEY in text for text in (*plan.argv, *plan.env.values()))
@@ -156,14 +173,14 @@ class EngineDriverContract:
         assert reading.is_simulated is self.is_simulated
 
     def test_every_endpoint_of_its_capabilities_answers(self, engine: RunningEngine) -> None:
-        assert set(self.bodies) == set(self.driver.capabilities.endpoints)
+        assert set(self.bodies) == set(self.driver.capabilities_for(self.spec).endpoints)
         for path, body in self.bodies.items():
             answer = engine.client.post(self.path(path), **self.content(body))
             assert answer.status_code == 200, answer.text
             self.check_answer(answer.json())
 
     def test_streams_end_with_usage_and_done(self, engine: RunningEngine) -> None:
-        for path, body in self.bodies.items() if self.driver.capabilities.has_streaming else ():
+        for path, body in self.bodies.items() if self.driver.capabilities_for(self.spec).has_streaming else ():
             streamed = body | {"stream": True, "stream_options": {"include_usage": True}}
             answer = engine.client.post(self.path(path), **self.content(streamed))
             events = [line for line in answer.text.split("\n\n") if line.startswith("data: ")]
@@ -174,9 +191,9 @@ class EngineDriverContract:
     def test_without_its_key_it_refuses(self, engine: RunningEngine) -> None:
         for path, body in self.bodies.items():
             for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Bearer {KEY}x"}):
-                answer = httpx.post(
-                    engine.endpoint + self.path(path), **self.content(body), headers=headers, trust_env=False
-                )
+                content = self.content(body)
+                content["headers"] = content.get("headers", {}) | headers
+                answer = httpx.post(engine.endpoint + self.path(path), **content, trust_env=False)
                 assert answer.status_code == 401
 
     def test_bad_requests_are_the_callers_fault(self, engine: RunningEngine) -> None:

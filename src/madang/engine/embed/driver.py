@@ -44,6 +44,10 @@ class EmbedDriver:
     def __init__(self, program: str = PROGRAM) -> None:
         self.program = program
 
+    def capabilities_for(self, spec: ReplicaSpec) -> EngineCapabilities:  # noqa: ARG002  the same for all
+        """Return what the engine can and cannot do."""
+        return self.capabilities
+
     def check(self, spec: ReplicaSpec) -> None:
         """Raise Rejected when this engine can never run this specification."""
         where = f"replica {spec.replica_id}, model {spec.model}"

@@ -52,6 +52,10 @@ class LlamaCppDriver:
     def __init__(self, program: str = PROGRAM) -> None:
         self.program = program
 
+    def capabilities_for(self, spec: ReplicaSpec) -> EngineCapabilities:  # noqa: ARG002  the same for all
+        """Return what the engine can and cannot do."""
+        return self.capabilities
+
     def check(self, spec: ReplicaSpec) -> None:
         """Raise Rejected when llama.cpp can never run this specification."""
         artifact = spec.artifact

@@ -16,6 +16,7 @@ from madang.engine.contract import (
 )
 from madang.engine.health import parse_health
 from madang.engine.loopback import get
+from madang.engine.oip_tensors import INFER_PATH
 from madang.engine.onnx import codec
 from madang.model import ReplicaSpec, Task
 
@@ -30,7 +31,7 @@ class OnnxDriver:
 
     name = "onnx"
     capabilities = EngineCapabilities(
-        endpoints=(codec.INFER_PATH,),
+        endpoints=(INFER_PATH,),
         has_streaming=False,
         limits=(
             f"a request of at most {codec.BODY_BYTES_MAX // 2**20} MiB",
@@ -42,6 +43,10 @@ class OnnxDriver:
 
     def __init__(self, program: str = PROGRAM) -> None:
         self.program = program
+
+    def capabilities_for(self, spec: ReplicaSpec) -> EngineCapabilities:  # noqa: ARG002  the same for all
+        """Return what the engine can and cannot do."""
+        return self.capabilities
 
     def check(self, spec: ReplicaSpec) -> None:
         """Raise Rejected when this engine can never run this specification."""

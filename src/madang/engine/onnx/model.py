@@ -12,7 +12,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from madang.core import Rejected
-from madang.engine.onnx.codec import Port, Signature, check_signature
+from madang.engine.oip_tensors import Port, Signature, check_signature
 from madang.engine.onnx.tensors import DTYPES, Array
 from madang.wire.oip import BYTES
 from madang.wire.openai_errors import ApiError, ErrorCode

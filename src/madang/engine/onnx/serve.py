@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 from madang.core import Rejected
 from madang.engine.http_host import HttpAnswer, HttpHost, HttpRequest, Limits, json_answer
+from madang.engine.oip_surface import Surface, error_answer
+from madang.engine.oip_tensors import check_request, wanted_outputs
 from madang.engine.onnx.batcher import Batcher, Bounds, Job
 from madang.engine.onnx.codec import (
     BATCH_WAIT_S,
     BODY_BYTES_MAX,
+    PLATFORM,
     QUEUE_BYTES_MAX,
     QUEUE_REQUESTS_MAX,
     ServeOptions,
-    check_request,
-    wanted_outputs,
 )
-from madang.engine.onnx.surface import Surface, error_answer
 from madang.wire.oip import InferRequest, Message, write_answer
 from madang.wire.openai_errors import ApiError, ErrorCode
 
@@ -55,7 +55,7 @@ class InferServer:
         self._is_batched = model.has_independent_rows and batch_rows > 1
         bounds = Bounds(batch_rows, BATCH_WAIT_S, QUEUE_REQUESTS_MAX, QUEUE_BYTES_MAX)
         self.batcher = Batcher(self._compute, bounds, model.abandon)
-        self._surface = Surface(alias, model.signature, self._infer)
+        self._surface = Surface(alias, "onnx", PLATFORM, model.signature, self._infer)
 
     async def handle(self, request: HttpRequest) -> HttpAnswer:
         """Answer one request."""

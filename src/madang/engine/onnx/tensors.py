@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from madang.engine.onnx.codec import encode_values, flat_values, join_elements, split_elements
+from madang.engine.oip_tensors import encode_values, flat_values, join_elements, split_elements
 from madang.wire.oip import BINARY_ONLY, BYTES, Tensor
 from madang.wire.openai_errors import ApiError, ErrorCode
 

@@ -9,17 +9,9 @@ import asyncio
 import sys
 
 from madang.engine.http_host import HttpAnswer, HttpRequest, Limits
-from madang.engine.onnx.codec import (
-    BODY_BYTES_MAX,
-    Port,
-    ServeOptions,
-    Signature,
-    encode_values,
-    flat_values,
-    join_elements,
-    split_elements,
-)
-from madang.engine.onnx.surface import Surface
+from madang.engine.oip_surface import Surface
+from madang.engine.oip_tensors import Port, Signature, encode_values, flat_values, join_elements, split_elements
+from madang.engine.onnx.codec import BODY_BYTES_MAX, PLATFORM, ServeOptions
 from madang.engine.twin_kit import Twin, read_behaviour, run_twin
 from madang.wire.oip import BYTES, InferRequest, Message, Tensor, write_answer
 from madang.wire.openai_errors import ApiError, ErrorCode
@@ -33,7 +25,7 @@ class OnnxTwin:
 
     def __init__(self, options: ServeOptions, key: str) -> None:
         self._alias = options.alias
-        self._surface = Surface(options.alias, SIGNATURE, self._infer)
+        self._surface = Surface(options.alias, "onnx", PLATFORM, SIGNATURE, self._infer)
         self.twin = Twin(read_behaviour(options.model), key, self.respond)
 
     async def respond(self, request: HttpRequest) -> HttpAnswer:

@@ -1,13 +1,13 @@
-"""What the onnx engine and its twin answer alike: the protocol's paths, health and metadata, and how errors look.
+"""What engines of the Open Inference Protocol and their twins answer alike: paths, health, metadata, errors.
 
-Owns those answers. Refuses to compute. Called by `serve` and `twin`. The key has been asked for before.
+Owns those answers. Refuses to compute. Called by `serve` and `twin` of each. The key has been asked for before.
 """
 
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 from madang.engine.http_host import HttpAnswer, HttpRequest, json_answer
-from madang.engine.onnx.codec import Signature
+from madang.engine.oip_tensors import Signature
 from madang.wire.oip import HEADER_LENGTH_FIELD, InferRequest, Message, encode_oip_error, read_infer
 from madang.wire.openai_errors import ApiError, ErrorCode
 
@@ -20,14 +20,17 @@ class Surface:
 
     Args:
         alias: name under which the model answers.
+        engine: what does the work, such as `onnx`.
+        platform: in what, as the protocol's metadata name it.
         signature: what it takes and gives.
         infer: answers a request for tensors; may raise ApiError.
     """
 
-    def __init__(self, alias: str, signature: Signature, infer: Infer) -> None:
+    def __init__(self, alias: str, engine: str, platform: str, signature: Signature, infer: Infer) -> None:
         self._model = f"/v2/models/{quote(alias, safe='')}"
         self._alias = alias
-        self._metadata = signature.metadata(alias)
+        self._engine = engine
+        self._metadata = signature.metadata(alias, platform)
         self._infer = infer
 
     async def answer(self, request: HttpRequest) -> HttpAnswer:
@@ -54,7 +57,7 @@ class Surface:
         if path in known:
             return json_answer(known[path])
         if path == "/v2":
-            return json_answer({"name": "madang-onnx", "version": "1", "extensions": ["binary_tensor_data"]})
+            return json_answer({"name": f"madang-{self._engine}", "version": "1", "extensions": ["binary_tensor_data"]})
         return error_answer(ApiError(ErrorCode.INVALID_REQUEST, f"no GET {path[:100]} here", status=404))
 
 

@@ -1,0 +1,1 @@
+"""The `furiosa_llm` engine: Furiosa-LLM's server in a runtime of its own."""

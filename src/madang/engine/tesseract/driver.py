@@ -1,0 +1,112 @@
+"""Launches and probes the tesseract engine.
+
+Owns its launch plan. Refuses to start processes. Called by the node program.
+"""
+
+import sys
+from pathlib import Path
+
+from madang.core import Rejected, Unavailable
+from madang.engine.contract import (
+    EngineCapabilities,
+    EngineReading,
+    EngineTimes,
+    LaunchPlan,
+    LaunchRequest,
+    Verdict,
+)
+from madang.engine.health import parse_health
+from madang.engine.loopback import get
+from madang.engine.manifest import Manifest, load_manifest
+from madang.engine.settings import EngineRuntime
+from madang.engine.tesseract import codec
+from madang.model import ReplicaSpec, Task
+
+PROGRAM = "madang.engine.tesseract.serve"
+TWIN_PROGRAM = "madang.engine.tesseract.twin"
+TESSERACT = Path("/usr/bin/tesseract")
+_PROBE_S = 2.0
+_SUFFIX = ".traineddata"
+_VERDICTS = {"ready": Verdict.READY, "loading": Verdict.LOADING, "sick": Verdict.SICK}
+
+
+class TesseractDriver:
+    """The tesseract engine, or its twin started in its place.
+
+    Args:
+        runtime: where Tesseract is on this node.
+        program: PROGRAM, or TWIN_PROGRAM.
+    """
+
+    name = "tesseract"
+
+    def __init__(self, runtime: EngineRuntime | None = None, program: str = PROGRAM) -> None:
+        self.program = program
+        self.manifest: Manifest = load_manifest(Path(__file__).parent)
+        self._runtime = runtime or EngineRuntime()
+        self._tesseract = self._runtime.program or TESSERACT
+
+    @property
+    def times(self) -> EngineTimes:
+        """Return how long things may take."""
+        return self.manifest.times
+
+    def capabilities_for(self, spec: ReplicaSpec) -> EngineCapabilities:
+        """Return what it can and cannot do."""
+        if spec.task is not Task.INFER:
+            raise Rejected(
+                f"replica {spec.replica_id}, model {spec.model}: tesseract serves models of task {Task.INFER}, not"
+                f" {spec.task}"
+            )
+        return self.manifest.tasks[Task.INFER]
+
+    def check(self, spec: ReplicaSpec) -> None:
+        """Raise Rejected when this engine can never run this specification on this node."""
+        self.capabilities_for(spec)
+        names = [file.name for file in spec.artifact.files]
+        is_good = all(name.endswith(_SUFFIX) and name.removesuffix(_SUFFIX).isidentifier() for name in names)
+        if not is_good or not set(names) - {f"osd{_SUFFIX}"}:
+            raise Rejected(
+                f"replica {spec.replica_id}, model {spec.model}: tesseract expects files LANGUAGE{_SUFFIX}, found"
+                f" {', '.join(names)}"
+            )
+        if self.program == PROGRAM and not self._tesseract.exists():
+            raise Rejected(
+                f"replica {spec.replica_id}: there is no {self._tesseract} on this node",
+                next_step="apt-get install tesseract-ocr, or name it in engine_runtimes.tesseract.program",
+            )
+
+    def plan_launch(self, request: LaunchRequest) -> LaunchPlan:
+        """Return the command line of the child."""
+        slots = max(1, min(request.spec.slots, request.prefill_threads))
+        options = codec.ServeOptions(
+            program=self._tesseract,
+            files=tuple((file.name, request.files[file.name]) for file in request.spec.artifact.files),
+            alias=request.spec.service,
+            host=request.host,
+            port=request.port,
+            key_file=request.key_file,
+            slots=slots,
+            threads=max(1, request.prefill_threads // slots),
+        )
+        return LaunchPlan(
+            # -P: the working folder holds engine logs and must not shadow modules.
+            argv=(sys.executable, "-P", "-m", self.program, *options.to_argv()),
+            env={**request.device_env, **self._runtime.env},
+            private_bytes_max=self._runtime.memory_bytes_max or request.private_bytes_max,
+        )
+
+    async def probe(self, endpoint: str, key: str) -> EngineReading:
+        """Ask for health, which tells the load as well."""
+        try:
+            status, body = await get(endpoint, self.manifest.health.path, key=key, timeout_s=_PROBE_S)
+        except Unavailable as error:
+            return EngineReading(verdict=Verdict.SILENT, reason=str(error))
+        health = parse_health(status, body)
+        return EngineReading(
+            verdict=_VERDICTS[health.state],
+            reason=health.reason,
+            running=health.running,
+            waiting=health.waiting,
+            is_simulated=health.is_simulated,
+        )
