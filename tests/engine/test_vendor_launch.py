@@ -160,6 +160,22 @@ def test_vllm_on_rebellions_takes_the_compiled_shape_and_both_names_of_the_varia
     assert plan.env["VLLM_PLUGINS"].split(",")[0] == "rbln"
 
 
+def test_tesseract(tmp_path):
+    driver = TesseractDriver(EngineRuntime(program=Path("/opt/t/tesseract"), env={"LD_LIBRARY_PATH": "/opt/t"}))
+    plan = driver.plan_launch(make_request(OCR, make_files(tmp_path, OCR), tmp_path / "key", 20000))
+    shown = [argument.replace(str(tmp_path), "F") for argument in plan.argv]
+    assert shown[1:] == [
+        *("-P", "-m", "madang.engine.tesseract.serve", "--program=/opt/t/tesseract"),
+        *("--file=kor.traineddata=F/file-kor.traineddata", "--file=eng.traineddata=F/file-eng.traineddata"),
+        *("--alias=a-service", "--host=127.0.0.1", "--port=20000", "--key-file=F/key", "--slots=2", "--threads=1"),
+    ]
+    assert plan.env == {"LD_LIBRARY_PATH": "/opt/t"}
+    values = {"tessdata": "D", "languages": "kor+eng", "page_segmentation": 6}
+    assert driver.manifest.command_for("5.3.0").render(values) == (
+        *("stdin", "stdout", "--tessdata-dir", "D", "-l", "kor+eng", "--psm", "6", "-c", "tessedit_create_tsv=1"),
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "devices", "words"),
     [

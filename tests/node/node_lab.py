@@ -49,7 +49,7 @@ class NodeLab:
         """Start the node program and wait until it answers."""
         config = self.folder / "node.toml"
         values = msgspec.to_builtins(self.settings, enc_hook=str)
-        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        lines = [f"{key} = {toml_value(value)}" for key, value in values.items()]
         config.write_text("\n".join(lines), encoding="utf-8")
         with (self.folder / "node.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -161,6 +161,14 @@ class NodeLab:
         return httpx.post(
             f"{replica.endpoint}/v1/chat/completions", json=body, headers=headers, trust_env=False, timeout=30
         )
+
+
+def toml_value(value):
+    """Return a value in TOML; what is None is left out of tables."""
+    if isinstance(value, dict):
+        inside = (f"{json.dumps(key)} = {toml_value(one)}" for key, one in value.items() if one is not None)
+        return "{" + ", ".join(inside) + "}"
+    return json.dumps(value)
 
 
 def is_running(pid):

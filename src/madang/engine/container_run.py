@@ -132,8 +132,8 @@ class ContainerKeeper:
             if len(self._relays) <= _CONNECTIONS_MAX:
                 inside = await asyncio.open_unix_connection(str(self._run / ENGINE_SOCKET))
                 await _join((reader, writer), inside)
-        except OSError:
-            pass  # nothing listens inside yet, or no longer: the client sees a closed connection, as with any engine
+        except (OSError, asyncio.CancelledError):
+            pass  # nothing listens inside, or all ends: the client sees a closed connection, as with any engine
         finally:
             self._relays.discard(task)
             writer.close()

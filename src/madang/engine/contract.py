@@ -129,6 +129,10 @@ class EngineDriver(Protocol):
         """Return the module that runs as the engine: its own, or its twin's."""
         ...
 
+    def identity_of(self, spec: ReplicaSpec) -> str:
+        """Return what tells an engine from another of the same specification: its program, and what runs it."""
+        ...
+
     def capabilities_for(self, spec: ReplicaSpec) -> EngineCapabilities:
         """Return what the engine can and cannot do for a replica; raises Rejected when it can never run it."""
         ...

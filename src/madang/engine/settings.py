@@ -92,6 +92,11 @@ class ExternalEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     is_plain_allowed: bool = False
 
 
+def identity_of_settings(settings: EngineRuntime | ExternalEndpoint) -> str:
+    """Return settings as a text that is the same only for the same."""
+    return msgspec.json.encode(settings, enc_hook=str, order="deterministic").decode()
+
+
 def check_runtime(name: str, runtime: EngineRuntime) -> None:
     """Raise Rejected for a container without a pinned image, or a relative path."""
     where = f"engine_runtimes.{name}"

@@ -13,10 +13,12 @@ from madang.engine import vendor_start
 from madang.engine.container_plan import ContainerPlace, container_argv
 from madang.engine.contract import LaunchPlan, LaunchRequest
 from madang.engine.manifest import Manifest, parse_version
-from madang.engine.settings import EngineRuntime, RuntimeKind
+from madang.engine.settings import EngineRuntime, RuntimeKind, identity_of_settings
 from madang.model import ReplicaSpec
 
 _FILES_MAX = 4096
+_STOP_MARGIN_S = 5.0
+"""The container's keeper must have removed it before the shim's own SIGKILL comes."""
 _SDK_PARTS = 2
 """Vendors promise compatibility within year and month (Furiosa), or major and minor (Rebellions)."""
 
@@ -72,6 +74,11 @@ class VendorRuntime:
         """Return whether it runs in a container."""
         return self._runtime.kind is RuntimeKind.CONTAINER
 
+    @property
+    def identity(self) -> str:
+        """Return what tells this runtime from another."""
+        return identity_of_settings(self._runtime)
+
     def check(self) -> None:
         """Raise Rejected when this node has no such stack."""
         name = self._manifest.name
@@ -126,7 +133,13 @@ class VendorRuntime:
         tail = [*own, "--", *command.arguments]
         if self.is_container:
             argv = container_argv(
-                self._manifest.name, runtime, request, tail, env, memory_bytes, self._manifest.times.term_s_max
+                self._manifest.name,
+                runtime,
+                request,
+                tail,
+                env,
+                memory_bytes,
+                self._manifest.times.term_s_max - _STOP_MARGIN_S,
             )
             return LaunchPlan(argv=argv, env={}, private_bytes_max=request.private_bytes_max)
         if self._program:

@@ -70,10 +70,10 @@ class KeeperParts:
 
 
 def hash_spec(spec: ReplicaSpec, drivers: Mapping[str, EngineDriver]) -> str:
-    """Return the identity of an engine: its specification and the program that plays it."""
+    """Return the identity of an engine: its specification, the program that plays it, and what runs that."""
     driver = drivers.get(spec.artifact.engine)
     digest = hashlib.sha256(msgspec.json.encode(spec, order="deterministic"))
-    digest.update(b"\n" + (driver.program if driver is not None else "").encode())
+    digest.update(b"\n" + (driver.identity_of(spec) if driver is not None else "").encode())
     return digest.hexdigest()
 
 

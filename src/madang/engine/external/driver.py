@@ -23,7 +23,7 @@ from madang.engine.external import codec
 from madang.engine.health import parse_health
 from madang.engine.loopback import get
 from madang.engine.manifest import Manifest, load_manifest
-from madang.engine.settings import ExternalEndpoint, check_external
+from madang.engine.settings import ExternalEndpoint, check_external, identity_of_settings
 from madang.model import ReplicaSpec
 
 PROGRAM = "madang.engine.external.serve"
@@ -53,6 +53,11 @@ class ExternalDriver:
     def times(self) -> EngineTimes:
         """Return how long things may take."""
         return self.manifest.times
+
+    def identity_of(self, spec: ReplicaSpec) -> str:
+        """Return program and registration: a door to another place, or for other data, is not adopted."""
+        endpoint = self._endpoints.get(spec.artifact.artifact_id)
+        return self.program + (identity_of_settings(endpoint) if endpoint is not None else "")
 
     def capabilities_for(self, spec: ReplicaSpec) -> EngineCapabilities:
         """Return what the endpoint of a replica can do, as its registration says."""

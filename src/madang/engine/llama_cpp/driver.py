@@ -52,6 +52,10 @@ class LlamaCppDriver:
     def __init__(self, program: str = PROGRAM) -> None:
         self.program = program
 
+    def identity_of(self, spec: ReplicaSpec) -> str:  # noqa: ARG002  the same for all
+        """Return the program."""
+        return self.program
+
     def capabilities_for(self, spec: ReplicaSpec) -> EngineCapabilities:  # noqa: ARG002  the same for all
         """Return what the engine can and cannot do."""
         return self.capabilities

@@ -19,8 +19,11 @@ QUEUE_REQUESTS_MAX = 64
 IMAGE_S_MAX = 60.0
 PLATFORM = "tesseract"
 PAGE_SEGMENTATION = "page_segmentation"
-PAGE_SEGMENTATIONS = (3, 4, 6, 7, 11)
-"""Of tesseract(1): a page, a column, a block, a line, sparse text. Those that only find the orientation give none."""
+PAGE_SEGMENTATIONS = (6, 3, 4, 7, 11)
+"""Of tesseract(1): a block, a page, a column, a line, sparse text; the first where a request does not say.
+
+Not Tesseract's own default, a page: with gaps between lines as wide as letters it took lines for columns of vertical
+Korean, and 66 to 99 % of the characters of a clean page were wrong, where as a block none was (5.3.0)."""
 SIGNATURE = Signature((Port("image", BYTES, (-1,)),), (Port("text", BYTES, (-1,)), Port("confidence", "FP32", (-1,))))
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"P4", b"P5", b"P6")
 _COLUMNS = 12

@@ -18,7 +18,7 @@ from madang.engine.contract import (
 from madang.engine.health import parse_health
 from madang.engine.loopback import get
 from madang.engine.manifest import Manifest, load_manifest
-from madang.engine.settings import EngineRuntime
+from madang.engine.settings import EngineRuntime, identity_of_settings
 from madang.engine.tesseract import codec
 from madang.model import ReplicaSpec, Task
 
@@ -51,6 +51,10 @@ class TesseractDriver:
         """Return how long things may take."""
         return self.manifest.times
 
+    def identity_of(self, spec: ReplicaSpec) -> str:  # noqa: ARG002  the same for all
+        """Return program and runtime: an engine of another one is not adopted."""
+        return self.program + identity_of_settings(self._runtime)
+
     def capabilities_for(self, spec: ReplicaSpec) -> EngineCapabilities:
         """Return what it can and cannot do."""
         if spec.task is not Task.INFER:
@@ -78,7 +82,6 @@ class TesseractDriver:
 
     def plan_launch(self, request: LaunchRequest) -> LaunchPlan:
         """Return the command line of the child."""
-        slots = max(1, min(request.spec.slots, request.prefill_threads))
         options = codec.ServeOptions(
             program=self._tesseract,
             files=tuple((file.name, request.files[file.name]) for file in request.spec.artifact.files),
@@ -86,8 +89,9 @@ class TesseractDriver:
             host=request.host,
             port=request.port,
             key_file=request.key_file,
-            slots=slots,
-            threads=max(1, request.prefill_threads // slots),
+            slots=max(1, min(request.spec.slots, request.prefill_threads)),
+            # Images at a time use cores better than threads that spin for one another.
+            threads=1,
         )
         return LaunchPlan(
             # -P: the working folder holds engine logs and must not shadow modules.

@@ -28,6 +28,7 @@ _READ_S_MAX = 60.0
 _TABLE_BYTES_MAX = 16 * 1024 * 1024
 _WORDS_MAX = 300
 _START_S_MAX = 20.0
+_BLANK = b"P5 64 64 255\n" + b"\xff" * 4096
 _FLOAT = struct.Struct("<f")
 
 
@@ -47,21 +48,20 @@ class Reader:
         self.running = self.waiting = 0
 
     async def check(self) -> str:
-        """Return why Tesseract cannot work with these languages, empty when it can."""
-        argv = [str(self._options.program), "--tessdata-dir", str(self._tessdata), "--list-langs"]
+        """Return why Tesseract cannot work with these languages, empty when it can.
+
+        A blank image is read: a list of languages names files that cannot be loaded, too, and with several languages
+        Tesseract goes on with those that it can.
+        """
         try:
             async with asyncio.timeout(_START_S_MAX):
-                process = await asyncio.create_subprocess_exec(
-                    *argv, stdin=asyncio.subprocess.DEVNULL, stdout=-1, stderr=asyncio.subprocess.STDOUT
-                )
-                said, _ = await process.communicate()
+                process = await self._start(codec.PAGE_SEGMENTATIONS[0])
+                _, said = await process.communicate(_BLANK)
         except (OSError, TimeoutError) as error:
             return f"{self._options.program} cannot be run: {error or 'it hangs'}"
-        known = set(said.decode(errors="replace").split())
-        missing = [name for name in self._options.languages.split("+") if name not in known]
-        if process.returncode or missing:
-            words = said.decode(errors="replace")[-_WORDS_MAX:]
-            return f"{self._options.program} does not load {'+'.join(missing)}: {words}"
+        words = said.decode(errors="replace")
+        if process.returncode or "Failed loading language" in words:
+            return f"{self._options.program} does not load {self._options.languages}: {words.strip()[-_WORDS_MAX:]}"
         return ""
 
     async def read(self, image: bytes, page_segmentation: int, request: HttpRequest) -> tuple[str, float]:
@@ -78,13 +78,13 @@ class Reader:
             self.running -= 1
             self._slots.release()
 
-    async def _run(self, image: bytes, page_segmentation: int, request: HttpRequest) -> str:
+    async def _start(self, page_segmentation: int) -> asyncio.subprocess.Process:
         values = {
             "tessdata": self._tessdata,
             "languages": self._options.languages,
             codec.PAGE_SEGMENTATION: page_segmentation,
         }
-        process = await asyncio.create_subprocess_exec(
+        return await asyncio.create_subprocess_exec(
             str(self._options.program),
             *self._line.render(values),
             stdin=asyncio.subprocess.PIPE,
@@ -93,6 +93,9 @@ class Reader:
             env=os.environ | {"OMP_THREAD_LIMIT": str(self._options.threads)},
             limit=_TABLE_BYTES_MAX,
         )
+
+    async def _run(self, image: bytes, page_segmentation: int, request: HttpRequest) -> str:
+        process = await self._start(page_segmentation)
         reading = asyncio.create_task(process.communicate(image))
         leaving = asyncio.create_task(request.until_gone())
         try:

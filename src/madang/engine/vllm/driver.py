@@ -43,6 +43,10 @@ class VllmDriver:
         """Return how long things may take."""
         return self.manifest.times
 
+    def identity_of(self, spec: ReplicaSpec) -> str:  # noqa: ARG002  the same for all
+        """Return program and runtime: an engine of another one is not adopted."""
+        return self.program + self._runtime.identity
+
     def capabilities_for(self, spec: ReplicaSpec) -> EngineCapabilities:
         """Return what it can and cannot do with a model of this task."""
         found = self.manifest.tasks.get(spec.task)
