@@ -147,6 +147,7 @@ def articles():
 def test_korean_search_by_tokens(healthy, tmp_path):
     found = [" ".join(one.split()) for one in articles()]
     assert len(found) > 130
+    found = found[59:89]  # of parliament and government: all of them take two cores minutes
     documents = tmp_path / "articles.txt"
     documents.write_text("\n".join(found), encoding="utf-8")
     with deployed(healthy, "city-hall", "city-search", "gwangju", "--tokens-read", "30") as one:
@@ -155,7 +156,7 @@ def test_korean_search_by_tokens(healthy, tmp_path):
     by_embeddings, first_by_rerank = said.splitlines()[0], said.splitlines()[2]
     assert "대통령의 임기는 5년으로 하며, 중임할 수 없다" in by_embeddings
     assert "대통령의 임기는 5년으로 하며, 중임할 수 없다" in first_by_rerank
-    assert row["prompt_tokens"] > 10_000, "the whole constitution, twice"
+    assert row["prompt_tokens"] > 2_000, "thirty articles, twice"
     assert row["charge_micro_won"] == row["prompt_tokens"] * 30
     assert (row["completion_tokens"], row["audio_s"], row["images"], row["samples"]) == (0, 0, 0, 0)
 

@@ -62,4 +62,5 @@ def test_the_city_hall_finds_what_a_citizen_means(healthy):
         assert row["prompt_tokens"] > 100
         assert (row["images"], row["samples"], row["audio_s"]) == (0, 0, 0)
     finally:
-        federation.madang("service", "delete", "city-search")
+        for service in ("city-search", "city-print"):
+            federation.madang("service", "delete", service, is_ok=False)

@@ -9,6 +9,7 @@ from madang.federation.catalog import (
     FILES_MODEL,
     INDUSTRIAL_MODEL,
     MEDICAL_MODEL,
+    OCR_MODEL,
     VOICE_MODEL,
     builtin_catalog,
     find_entry,
@@ -60,7 +61,7 @@ def test_the_first_day_needs_no_other_models():
     entries = builtin_catalog()
     assert {model for model, _ in default_files(entries)} == {CHAT_MODEL, EMBEDDING_MODEL}
     tensors = {entry.name for entry in entries if entry.task is Task.INFER}
-    assert tensors == {FILES_MODEL, VOICE_MODEL, MEDICAL_MODEL, INDUSTRIAL_MODEL}
+    assert tensors == {FILES_MODEL, VOICE_MODEL, MEDICAL_MODEL, INDUSTRIAL_MODEL, OCR_MODEL}
 
 
 def test_the_embedding_model_comes_with_its_engine():

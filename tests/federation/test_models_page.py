@@ -1,6 +1,5 @@
 """The page of models says what the code says where it repeats it."""
 
-import importlib.machinery
 import importlib.util
 from pathlib import Path
 
@@ -11,10 +10,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_units_on_the_page_are_those_of_the_code():
-    loader = importlib.machinery.SourceFileLoader("make_docs", str(ROOT / "scripts" / "make-docs"))
-    spec = importlib.util.spec_from_loader("make_docs", loader)
+    spec = importlib.util.spec_from_file_location("model_page", ROOT / "scripts" / "model_page.py")
     script = importlib.util.module_from_spec(spec)
-    loader.exec_module(script)
+    spec.loader.exec_module(script)
     assert {task.value: units[0].value for task, units in UNITS_OF_TASK.items()} == script.UNITS
 
 

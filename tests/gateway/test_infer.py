@@ -447,6 +447,12 @@ def rows(count: int, name: str = "x") -> dict:
         ({"unit_input": "x", "unit": Unit.IMAGE}, [rows(2)], (2, 0), 7 + 2_000),
         ({"unit": Unit.IMAGE}, [rows(2)], (1, 0), 7 + 1_000),
         ({"unit_input": "other"}, [rows(2)], (0, 1), 7 + 10),
+        (
+            {"unit_input": "text", "unit": Unit.IMAGE},
+            [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["one file", "another"]}],
+            (2, 0),
+            7 + 2_000,
+        ),
         ({"unit_input": "x"}, [{**X, "shape": [], "data": 1.5}], None, None),
         ({"unit_input": "x"}, [{**X, "shape": [0], "data": []}], (0, 0), 7),
     ],

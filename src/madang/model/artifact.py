@@ -85,7 +85,18 @@ class RecipeSource(msgspec.Struct, frozen=True, kw_only=True, tag="recipe"):
     parts: tuple[WheelPart, ...]
 
 
-Source = HttpSource | IndexWheelsSource | PackageSource | RecipeSource
+class SystemFileSource(msgspec.Struct, frozen=True, kw_only=True, tag="system_file"):
+    """A file that a package of the operating system puts on the node, such as a language of Debian's Tesseract.
+
+    Attributes:
+        package: what installs it, for people to type.
+    """
+
+    path: str
+    package: str
+
+
+Source = HttpSource | IndexWheelsSource | PackageSource | RecipeSource | SystemFileSource
 
 
 class ArtifactFile(msgspec.Struct, frozen=True, kw_only=True):

