@@ -114,6 +114,17 @@ def test_a_parent_of_virtual_functions_is_left_out_and_not_lost(pair):
     assert list(read(driver)) == [FIRST]
 
 
+def test_names_that_changed_between_two_sources_are_not_mixed_up(pair):
+    answers = dict(pair.machine._answers[TOOL])
+    pair.machine.remove("/sys/class/rebellions")
+    pair.devices.reverse()
+    pair.refresh()
+    pair.machine.install(TOOL, answers)
+    chips = read(make_driver(pair))
+    assert {chip.health for chip in chips.values()} == {ChipHealth.UNKNOWN}
+    assert all("name the device differently" in chip.reason for chip in chips.values())
+
+
 def test_a_lost_device_is_failed_and_the_others_keep_their_identity(tmp_path):
     twin = RebellionsTwin(tmp_path, cards=3)
     driver = make_driver(twin)
