@@ -149,11 +149,16 @@ NAMES = [
     "pe_utilizations",
     "liveness",
 ]
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from(["npu0", "3 W"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*NAMES, "DRAM"]), inner, max_size=4),
-    max_leaves=12,
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["npu0", "3 W", "alive"])
 )
+FLAT = LEAVES | st.lists(LEAVES, max_size=3) | st.dictionaries(st.sampled_from([*NAMES, "DRAM"]), LEAVES, max_size=3)
+VALUES = FLAT | st.lists(FLAT, max_size=2) | st.dictionaries(st.sampled_from([*NAMES, "DRAM"]), FLAT, max_size=3)
 
 
 def check_card(card):

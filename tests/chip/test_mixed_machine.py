@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from tests.chip.chip_parts import NODE, FakeClock
+from tests.node.node_lab import NodeLab
 
 from madang.chip.furiosa.twin import FuriosaTwin
 from madang.chip.rebellions.twin import RebellionsTwin
@@ -37,3 +38,19 @@ def test_every_driver_of_a_machine_without_cards_finds_nothing(tmp_path):
     kinds = ("furiosa", "rebellions", "nvidia", "mobilint", "hyperaccel")
     for driver in make_chip_drivers(tuple(f"{kind}@{tmp_path}" for kind in kinds), NODE, FakeClock()):
         assert asyncio.run(driver.read()) == ()
+
+
+@pytest.mark.peer
+def test_a_node_program_shows_the_cards_of_both_vendors(tmp_path):
+    FuriosaTwin(tmp_path / "machine", cards=4)
+    RebellionsTwin(tmp_path / "machine", cards=4)
+    kinds = ("furiosa", "rebellions")
+    (tmp_path / "node").mkdir()
+    lab = NodeLab(tmp_path / "node", chips=tuple(f"{kind}@{tmp_path / 'machine'}" for kind in kinds))
+    try:
+        observed = lab.start().observed()
+    finally:
+        lab.close()
+    assert [chip.kind for chip in observed.chips] == ["furiosa"] * 4 + ["rebellions"] * 4
+    assert {chip.is_simulated for chip in observed.chips} == {True}
+    assert all(chip.pci_address and chip.serial and chip.driver_version for chip in observed.chips)

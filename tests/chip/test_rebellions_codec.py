@@ -120,16 +120,15 @@ NAMES = [
     "total",
     "bus_id",
 ]
-VALUES = st.recursive(
+LEAVES = (
     st.none()
     | st.booleans()
     | st.integers()
     | st.floats()
-    | st.text(max_size=12)
-    | st.sampled_from(["rbln0", "0.03W"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
-    max_leaves=12,
+    | st.text(max_size=8)
+    | st.sampled_from(["rbln0", "0.03W", "normal"])
 )
+VALUES = LEAVES | st.lists(LEAVES, max_size=3) | st.dictionaries(st.sampled_from(NAMES), LEAVES, max_size=4)
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=8), max_size=4), VALUES)

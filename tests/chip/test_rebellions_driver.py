@@ -114,6 +114,17 @@ def test_a_parent_of_virtual_functions_is_left_out_and_not_lost(pair):
     assert list(read(driver)) == [FIRST]
 
 
+def test_names_that_changed_between_two_sources_are_not_mixed_up(pair):
+    answers = dict(pair.machine._answers[TOOL])
+    pair.machine.remove("/sys/class/rebellions")
+    pair.devices.reverse()
+    pair.refresh()
+    pair.machine.install(TOOL, answers)
+    chips = read(make_driver(pair))
+    assert {chip.health for chip in chips.values()} == {ChipHealth.UNKNOWN}
+    assert all("name the device differently" in chip.reason for chip in chips.values())
+
+
 def test_a_lost_device_is_failed_and_the_others_keep_their_identity(tmp_path):
     twin = RebellionsTwin(tmp_path, cards=3)
     driver = make_driver(twin)
@@ -206,13 +217,16 @@ def test_readings_that_stand_still_under_load_are_noticed(twin):
 )
 def test_without_the_tool_health_is_unknown_and_sysfs_gives_the_rest(twin, fault, said):
     twin.work(0)
-    driver = make_driver(twin, tool_s_max=1.0 if fault == "hang" else 10.0)
+    driver = make_driver(twin, tool_s_max=30.0)
     before = read_one(driver)
     if fault == "missing":
         twin.machine.uninstall(TOOL)
     else:
         twin.machine.break_tool(TOOL, fault)
+    if fault == "hang":
+        driver._host = MachineHost(twin.root, tool_s_max=1.0)
     chip = read_one(driver)
+    driver._host = MachineHost(twin.root, tool_s_max=30.0)
     assert (chip.chip_id, chip.group) == (before.chip_id, before.group)
     assert chip.health is ChipHealth.UNKNOWN
     assert said in chip.reason

@@ -191,6 +191,8 @@ def _judge_presence(sources: Sources, parts: _Parts) -> tuple[ChipHealth, str] |
         return ChipHealth.UNKNOWN, sources.trouble or "rbln-smi gave no answer"
     if parts.told is None:
         return ChipHealth.FAILED, f"the device is at {parts.address or parts.device}, but rbln-smi does not list it"
+    if parts.attributes is not None and parts.attributes.device != parts.told.device:
+        return ChipHealth.UNKNOWN, "rbln-smi and the kernel driver name the device differently: driver reloaded"
     has_number = parts.attributes is not None and parts.attributes.status is not None
     if not parts.told.status and not has_number:
         return ChipHealth.UNKNOWN, "neither rbln-smi nor the kernel driver gives a status"
