@@ -42,8 +42,8 @@ def register(app: typer.Typer) -> None:
         command(nodes, verb)(_node_verb(verb, done))
     chips = typer.Typer(no_args_is_help=True, help="Accelerators.", rich_markup_mode=None)
     app.add_typer(chips, name="chip")
-    command(chips, "list")(_list_chips)
     command(chips, "probe")(probe)
+    command(chips, "list")(_list_chips)
 
 
 def _list_sites(access: Access) -> None:
