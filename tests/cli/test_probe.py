@@ -21,7 +21,7 @@ def test_cards_are_shown_and_recorded(madang, tmp_path):
     RebellionsTwin(tmp_path / "machine", cards=1, product="RBLN-CA25")
     answer = madang("chip", "probe", "--root", str(tmp_path / "machine"), "--record", str(tmp_path / "new"))
     assert answer.exit_code == 0, answer.output
-    for shown in ("RNGD", "RBLN-CA25", "throttled:", "app_power_cap", "칩", "38.0 of 225"):
+    for shown in ("RNGD", "RBLN-CA25", "throttled:", "app_power_cap", "칩", "전력", "225"):
         assert shown in " ".join(answer.stdout.split())
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["furiosa.json", "rebellions.json"]
     for path in (tmp_path / "new").iterdir():

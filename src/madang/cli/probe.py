@@ -13,7 +13,8 @@ import msgspec
 import typer
 
 from madang.cli.access import Access
-from madang.cli.terminal import print_json, print_table, say
+from madang.cli.chip_columns import CARD_COLUMNS
+from madang.cli.terminal import Column, field, print_json, print_table, render_bytes, say
 from madang.core import Fault, NodeId, Rejected
 
 Record = Annotated[
@@ -25,11 +26,21 @@ Root = Annotated[
 ]
 Kinds = Annotated[list[str] | None, typer.Option("--kind", help="A driver to try; repeat it. All when absent.")]
 
+_COLUMNS: tuple[Column, ...] = (
+    ("CHIP", field("chip_id")),
+    ("KIND", field("kind")),
+    ("MODEL", field("model")),
+    ("HEALTH", field("health")),
+    ("MEMORY", lambda row: render_bytes(row.get("memory_bytes") or None)),
+    ("FREE", lambda row: render_bytes(row.get("memory_free_bytes"))),
+    ("USE", lambda row: None if row.get("utilisation") is None else f"{row['utilisation']:.0%}"),
+    ("°C", field("temperature_c")),
+    ("W", field("power_w")),
+)
+
 
 def probe(access: Access, record: Record = None, root: Root = Path("/"), kinds: Kinds = None) -> None:
     """Show what the chip drivers find on this machine; with --record also write what they read."""
-    from madang.cli.sites import chip_columns
-
     if not root.is_dir():
         raise Rejected(f"--root {root}: not a folder")
     if record is not None:
@@ -44,7 +55,7 @@ def probe(access: Access, record: Record = None, root: Root = Path("/"), kinds: 
     if access.is_json:
         print_json({"chips": rows, "recordings": [str(path) for path in written]})
         return
-    print_table("chips", chip_columns(None), rows)
+    print_table("chips", (*_COLUMNS, *CARD_COLUMNS, ("SIMULATED", field("is_simulated"))), rows)
     for path in written:
         say(f"recorded {path}: look through it, then add it to tests/chip/recordings")
 

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from madang.cli.access import Access, SiteOption, command, rows_of
+from madang.cli.chip_columns import CARD_COLUMNS
 from madang.cli.probe import probe
-from madang.cli.terminal import Column, Row, field, print_json, print_table, render, render_bytes, render_duration, say
+from madang.cli.terminal import Row, field, print_json, print_table, render, render_bytes, render_duration, say
 from madang.core import Rejected
 
 Site = Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")]
@@ -41,8 +42,8 @@ def register(app: typer.Typer) -> None:
         command(nodes, verb)(_node_verb(verb, done))
     chips = typer.Typer(no_args_is_help=True, help="Accelerators.", rich_markup_mode=None)
     app.add_typer(chips, name="chip")
-    command(chips, "list")(_list_chips)
     command(chips, "probe")(probe)
+    command(chips, "list")(_list_chips)
 
 
 def _list_sites(access: Access) -> None:
@@ -206,51 +207,25 @@ def _list_chips(access: Access, site: SiteOption = None) -> None:
     if access.is_json:
         print_json({"chips": rows})
         return
-    print_table("chips", chip_columns(site), rows)
-
-
-def chip_columns(site: str | None) -> tuple[Column, ...]:
-    """Return the columns of chips, with English and Korean heads."""
-    return (
-        ("CHIP\n칩", field("chip_id")),
-        ("SITE\n사이트", lambda row: row.get("site") or site),
-        ("NODE\n노드", field("node")),
-        ("KIND\n종류", field("kind")),
-        ("MODEL\n모델", field("model")),
-        ("HEALTH\n상태", field("health")),
-        ("MEMORY\n메모리", lambda row: render_bytes(row.get("memory_bytes") or None)),
-        ("FREE\n여유", lambda row: render_bytes(row.get("memory_free_bytes"))),
-        ("USE\n사용률", lambda row: _percent(row.get("utilisation"))),
-        ("°C\n온도", field("temperature_c")),
-        ("W\n전력", _power),
-        ("MHz\n클럭", lambda row: _whole(row.get("clock_mhz"))),
-        ("PCI\nNUMA", _place),
-        ("CARD\n카드", lambda row: row.get("group") or row.get("serial")),
-        ("DRIVER\n드라이버", field("driver_version")),
-        ("FIRMWARE\n펌웨어", field("firmware_version")),
-        ("SIMULATED\n모의", field("is_simulated")),
-        ("WHY\n사유", _why),
+    print_table(
+        "chips",
+        (
+            ("CHIP", field("chip_id")),
+            ("SITE", lambda row: row.get("site") or site),
+            ("NODE", field("node")),
+            ("KIND", field("kind")),
+            ("MODEL", field("model")),
+            ("HEALTH", field("health")),
+            ("MEMORY", lambda row: render_bytes(row.get("memory_bytes"))),
+            ("FREE", lambda row: render_bytes(row.get("memory_free_bytes"))),
+            ("USE", lambda row: _percent(row.get("utilisation"))),
+            ("°C", field("temperature_c")),
+            ("W", field("power_w")),
+            *CARD_COLUMNS,
+            ("SIMULATED", field("is_simulated")),
+        ),
+        rows,
     )
-
-
-def _power(row: Row) -> str | None:
-    """Return `38 of 300`: what it draws, of the limit that is configured."""
-    drawn, limit = row.get("power_w"), row.get("power_w_max")
-    return render(drawn) if limit is None else f"{render(drawn)} of {limit:.0f}"
-
-
-def _place(row: Row) -> str | None:
-    place, numa = row.get("pci_address"), row.get("numa_node")
-    return f"{place} ({numa})" if place and numa is not None else place
-
-
-def _whole(value: object) -> str | None:
-    return f"{value:.0f}" if isinstance(value, int | float) else None
-
-
-def _why(row: Row) -> list[str]:
-    """Return why it is not well, and why its versions do not go together."""
-    return [text for text in (row.get("reason"), row.get("incompatibility")) if text]
 
 
 def _percent(value: object) -> str | None:

@@ -36,6 +36,31 @@ _STATE_COLOURS = {
     "revoked": "red",
 }
 
+_KOREAN_HEADS = {
+    "CHIP": "칩",
+    "SITE": "사이트",
+    "NODE": "노드",
+    "KIND": "종류",
+    "MODEL": "모델",
+    "HEALTH": "상태",
+    "CORDONED": "차단",
+    "HELD BY": "점유",
+    "MEMORY": "메모리",
+    "FREE": "여유",
+    "USE": "사용률",
+    "°C": "온도",
+    "W": "전력",
+    "LIMIT W": "전력 제한",
+    "MHz": "클럭",
+    "PCI (NUMA)": "위치",
+    "CARD": "카드",
+    "DRIVER": "드라이버",
+    "FIRMWARE": "펌웨어",
+    "SIMULATED": "모의",
+    "WHY": "사유",
+}
+"""Second lines of the heads of chips, which are read beside the racks too."""
+
 
 def field(name: str) -> Callable[[Row], object]:
     """Return a getter of one field; a missing one is empty."""
@@ -58,7 +83,8 @@ def print_table(title: str, columns: Sequence[Column], rows: Iterable[Row]) -> N
     console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
     table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for header, _ in columns:
-        table.add_column(header, overflow="fold")
+        korean = _KOREAN_HEADS.get(header) if title == "chips" else None
+        table.add_column(f"{header}\n{korean}" if korean else header, overflow="fold")
     for row in rows:
         cells = [render(value(row)) for _, value in columns]
         table.add_row(*(Text(cell, style=_STATE_COLOURS.get(cell, "")) for cell in cells))
