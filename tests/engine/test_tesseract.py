@@ -11,19 +11,23 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.engine.borrowed import debian, wheels
 from tests.engine.vendor_replicas import OCR, make_spec
+from tests.node.node_lab import NodeLab
 
-from madang.core import Rejected
+from madang.core import ChipId, Rejected
 from madang.engine.contract import Verdict
 from madang.engine.settings import EngineRuntime
 from madang.engine.tesseract import codec
 from madang.engine.tesseract.driver import TesseractDriver
+from madang.federation.catalog import parse_catalog
 from madang.model import Task
 from madang.testing.engine_contract import run_engine
 from madang.wire import oip
@@ -136,8 +140,8 @@ def test_other_files_and_tasks_are_refused():
 
 
 @pytest.fixture(scope="module")
-def here():
-    """Debian's Tesseract, not installed: where its program, libraries and languages are."""
+def borrowed():
+    """Debian's Tesseract, not installed: its program and libraries, and its language files."""
     root = debian("tesseract", with_needs=("tesseract-ocr", "tesseract-ocr-kor", "tesseract-ocr-eng"))
     program = root / "usr/bin/tesseract"
     data = root / "usr/share/tesseract-ocr/5/tessdata"
@@ -145,7 +149,14 @@ def here():
         program, data = Path("/usr/bin/tesseract"), Path("/usr/share/tesseract-ocr/5/tessdata")
     libraries = ":".join(str(path) for path in root.glob("usr/lib/*-linux-gnu*"))
     runtime = EngineRuntime(program=program, env={"LD_LIBRARY_PATH": libraries} if libraries else {})
-    return TesseractDriver(runtime), {f"{name}.traineddata": data / f"{name}.traineddata" for name in ("kor", "eng")}
+    return runtime, {f"{name}.traineddata": data / f"{name}.traineddata" for name in ("kor", "eng")}
+
+
+@pytest.fixture
+def here(borrowed):
+    """A driver of it, and the files."""
+    runtime, files = borrowed
+    return TesseractDriver(runtime), files
 
 
 def page_of(text, folder, name, size=32):
@@ -277,6 +288,32 @@ def test_what_cannot_be_read_ends_nobody_elses_request(here, tmp_path):
         while not engine.probe().is_idle:
             assert time.monotonic() < deadline_s
         assert ask(engine, page).status_code == 200
+
+
+@pytest.mark.peer
+@pytest.mark.deep
+@pytest.mark.timeout(600)
+def test_the_documented_catalog_entry_runs_on_a_node(borrowed, tmp_path):
+    runtime, files = borrowed
+    documents = (HERE.parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
+    (block,) = [text for text in re.findall("```toml\n(.*?)```", documents, re.DOTALL) if "tesseract-korean" in text]
+    (entry,) = parse_catalog(block, "operations.md")
+    spec = msgspec.structs.replace(OCR, artifact=entry.artifacts[0], task=entry.task, chip_ids=(ChipId("cpu0"),))
+    lab = NodeLab(tmp_path, engine_twins=(), engine_runtimes={"tesseract": runtime})
+    lab.settings = msgspec.structs.replace(lab.settings, artifact_dirs=(files["kor.traineddata"].parent,))
+    try:
+        lab.start()
+        assert lab.plan(spec).status_code == 200
+        replica = lab.wait_ready("a-service")
+        text = faq()
+        client = httpx.Client(
+            base_url=replica.endpoint, headers={"authorization": f"Bearer {replica.engine_key}"}, trust_env=False
+        )
+        with client:
+            answer = ask(SimpleNamespace(client=client), page_of(text, tmp_path, "page"))
+        assert errors_share(answer.json()["outputs"][0]["data"][0], text) < 0.05
+    finally:
+        lab.close()
 
 
 @pytest.mark.peer

@@ -238,6 +238,17 @@ def test_a_prefix_cache_and_a_sensitive_tenant_do_not_meet(change, three_sites):
         put_tenant(change, CLINIC)
 
 
+def test_only_what_others_run_has_no_files(change, three_sites):
+    for engine in ("external", "llama_cpp"):
+        artifact = Artifact(artifact_id="a", engine=engine, chip_kinds=("cpu",), files=(), memory_bytes=1)
+        model = msgspec.structs.replace(MODEL, artifacts=(artifact,))
+        if engine == "external":
+            change(lambda c, model=model: facts_admin.put_model(c, model))
+        else:
+            with pytest.raises(Rejected, match="has no files"):
+                change(lambda c, model=model: facts_admin.put_model(c, model))
+
+
 def test_a_model_in_use_stays_and_bad_ones_are_refused(change, three_sites):
     change(lambda c: facts_admin.put_model(c, MODEL))
     change(lambda c: facts_admin.put_service(c, Service(name="chat", model="qwen2.5")))

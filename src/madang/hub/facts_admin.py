@@ -175,7 +175,7 @@ def put_model(change: Change, model: CatalogEntry) -> tuple[CatalogEntry, bool]:
                 f"model {model.name}: artifact ids must be there and differ; {artifact.artifact_id!r} does not"
             )
         seen.add(artifact.artifact_id)
-        if not artifact.files:
+        if not artifact.files and artifact.engine != "external":  # others keep the files of theirs
             raise Rejected(f"model {model.name}: artifact {artifact.artifact_id} has no files")
         for file in artifact.files:
             if not _SHA256.match(file.sha256) or not 0 < file.size_bytes <= SIZE_BYTES_MAX:
