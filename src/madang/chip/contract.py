@@ -22,12 +22,14 @@ class ChipGrant(msgspec.Struct, frozen=True, kw_only=True):
         env: environment variables that the runtime needs to see them.
         cpus: logical CPUs near to them; the engine is bound to these.
         cpu_threads: how many threads those CPUs may run at once, under the quota that was found.
+        locks: files that the engine's shim holds locked while it lives; the node adds them.
     """
 
     devices: tuple[str, ...]
     env: dict[str, str] = {}
     cpus: tuple[int, ...] = ()
     cpu_threads: int = 1
+    locks: tuple[str, ...] = ()
 
 
 class ChipDriver(Protocol):

@@ -74,6 +74,8 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
         chip_kinds: chip drivers it runs on.
         memory_bytes: what one engine needs of the chip's memory, weights included.
         context_tokens_max: longest context it was built for.
+        chips: how many chips one engine needs, as the driver counts them; they share `memory_bytes` evenly.
+        cores: how many cores of one chip suffice; 0 means that it takes chips whole.
     """
 
     artifact_id: str
@@ -82,6 +84,8 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[ArtifactFile, ...]
     memory_bytes: int
     context_tokens_max: int = 0
+    chips: int = 1
+    cores: int = 0
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):

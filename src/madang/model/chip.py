@@ -32,6 +32,17 @@ class Chip(msgspec.Struct, frozen=True, kw_only=True):
         temperature_c, power_w: newest readings.
         is_simulated: true when a twin answered.
         observed_at_s: wall time of the reading.
+        serial: as printed on the card; empty where unknown.
+        pci_address: domain:bus:device.function, lower case.
+        numa_node: of the processor it is attached to.
+        group: chips with the same group are one card and are only given together (Rebellions `sid`).
+        cores: parts that may be given apart (Furiosa PEs).
+        core_sets: which sets of cores may be given; empty: the whole chip only.
+        clock_mhz: newest reading.
+        power_w_max: the limit that is configured, not the TDP.
+        throttle_reasons: why it runs slower than it could, in the vendor's words.
+        driver_version, firmware_version, sdk_version: empty where unknown.
+        incompatibility: why this combination of versions must not be used; empty when it may.
     """
 
     chip_id: ChipId
@@ -49,3 +60,16 @@ class Chip(msgspec.Struct, frozen=True, kw_only=True):
     is_simulated: bool = False
     is_cordoned: bool = False
     observed_at_s: float = 0.0
+    serial: str = ""
+    pci_address: str = ""
+    numa_node: int | None = None
+    group: str = ""
+    cores: int = 1
+    core_sets: tuple[tuple[int, ...], ...] = ()
+    clock_mhz: float | None = None
+    power_w_max: float | None = None
+    throttle_reasons: tuple[str, ...] = ()
+    driver_version: str = ""
+    firmware_version: str = ""
+    sdk_version: str = ""
+    incompatibility: str = ""
