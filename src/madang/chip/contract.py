@@ -4,7 +4,7 @@ Owns the protocol and what an engine is given of its chips. Refuses to know vend
 each folder of `madang.chip`; called by the node program, the only owner of device handles.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -51,4 +51,13 @@ class ChipDriver(Protocol):
 
     def grant(self, chip_ids: tuple[ChipId, ...]) -> ChipGrant:
         """Return what an engine on these chips needs; raises Conflict when one was not in the last reading."""
+        ...
+
+
+@runtime_checkable
+class CoreDriver(ChipDriver, Protocol):
+    """A kind of chip whose cores may be given apart: its chips have `core_sets`."""
+
+    def grant_cores(self, chip_id: ChipId, cores: tuple[int, ...]) -> ChipGrant:
+        """Return what an engine on one of a chip's core sets needs; raises Conflict as `grant` does."""
         ...

@@ -15,11 +15,14 @@ Invariants: a chip that is not shared, or a core of it, is in one lease at most;
 one lease with an engine at most; no lease with an engine ends without Gone; a chip that does not come back is
 cordoned within a bounded time and the cordon lifted when it does.
 
-Memory counts as free in a reading that was asked for after the engine's end and is not the one known by then (drivers
-may repeat an old one), when at least as much is free as the chip showed while nobody had it, less a slack, less the
-shares of leases on other cores. A chip that never told its memory is free when the engine is gone: nothing more can
-be known of it. One that did tell and does not any more is not free. Shared chips are free at once.
+Memory counts as free in a reading that was asked for after the engine's end (one that a driver repeats is as old as
+it was the first time), when at least as much is free as the chip showed while nobody had it, less a slack, less the
+shares of leases on other cores that were there when it was asked for. A chip that never told its memory is free when
+the engine is gone: nothing more can be known of it. One that did tell and does not any more is not free. Shared chips
+are free at once.
 """
+
+from collections.abc import Callable
 
 import msgspec
 
@@ -67,8 +70,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         since_ns: when it came into its state.
-        uncleared: while clearing, chips whose memory was not seen free, with `observed_at_s` of the reading that
-            was known when the engine ended (None without any).
+        granted_ns: when it was given, or found in this life.
+        uncleared: while clearing, chips whose memory was not seen free.
         is_held: its chips were cordoned for not coming back.
     """
 
@@ -78,7 +81,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
     state: ChipLeaseState = ChipLeaseState.LEASED
     since_ns: int = 0
-    uncleared: dict[ChipId, float | None] = {}
+    granted_ns: int = 0
+    uncleared: tuple[ChipId, ...] = ()
     is_held: bool = False
 
 
@@ -89,7 +93,7 @@ class LeaseTable(msgspec.Struct, frozen=True, kw_only=True):
         leases: oldest first.
         idle_free_bytes: by chip, what was free when nobody had it; a chip that is named here tells its memory.
         chips: newest reading of each chip, of this life.
-        asked_ns: when it was asked for.
+        asked_ns: when it was asked for, the first time where a driver repeats itself.
     """
 
     leases: tuple[Lease, ...] = ()
@@ -135,13 +139,13 @@ def resume(stored: LeaseTable, now_ns: int) -> LeaseTable:
 
     Waiting starts anew, so every life is bounded by itself.
     """
-    leases = tuple(msgspec.structs.replace(lease, since_ns=now_ns) for lease in stored.leases)
+    leases = tuple(msgspec.structs.replace(lease, since_ns=now_ns, granted_ns=now_ns) for lease in stored.leases)
     return LeaseTable(leases=leases, idle_free_bytes=stored.idle_free_bytes)
 
 
 def strip(table: LeaseTable) -> LeaseTable:
     """Return what of a table has to survive the program."""
-    leases = tuple(msgspec.structs.replace(lease, since_ns=0) for lease in table.leases)
+    leases = tuple(msgspec.structs.replace(lease, since_ns=0, granted_ns=0) for lease in table.leases)
     return LeaseTable(leases=leases, idle_free_bytes=table.idle_free_bytes)
 
 
@@ -225,7 +229,8 @@ class _Brain:
 
     def _owed_bytes(self, chip: Chip, leases: list[Lease]) -> int:
         """Return what must be free of a chip while nobody but these leases is on it, each with its whole share."""
-        cores = sum(len(lease.cores) or chip.cores for lease in leases)
+        asked_ns = self.asked[chip.chip_id]
+        cores = sum(len(lease.cores) or chip.cores for lease in leases if lease.granted_ns < asked_ns)
         share_bytes = chip.memory_bytes * min(cores, chip.cores) // max(1, chip.cores)
         return self.idle.get(chip.chip_id, chip.memory_bytes) - share_bytes
 
@@ -254,6 +259,7 @@ class _Brain:
                 cores=event.cores,
                 memory_bytes=event.memory_bytes,
                 since_ns=self.now_ns,
+                granted_ns=self.now_ns,
             )
         )
         self.effects.append(Granted(event.holder))
@@ -272,11 +278,7 @@ class _Brain:
         live = self._find_live(holder)
         if live is None:
             return
-        uncleared = {
-            chip_id: known.observed_at_s if (known := self.chips.get(chip_id)) is not None else None
-            for chip_id in live.chip_ids
-            if self._must_be_seen(chip_id)
-        }
+        uncleared = tuple(chip_id for chip_id in live.chip_ids if self._must_be_seen(chip_id))
         clearing = self._replace(live, state=ChipLeaseState.CLEARING, since_ns=self.now_ns, uncleared=uncleared)
         if not uncleared:
             self._free(clearing)
@@ -289,25 +291,21 @@ class _Brain:
 
     def _on_seen(self, event: Seen) -> None:
         for chip in event.chips:
+            known = self.chips.get(chip.chip_id)
+            if known is None or known.observed_at_s != chip.observed_at_s:
+                self.asked[chip.chip_id] = event.asked_ns
             self.chips[chip.chip_id] = chip
-            self.asked[chip.chip_id] = event.asked_ns
-        for chip in event.chips:
             self._note_idle(chip)
         for lease in list(self.leases):
-            if lease.state is not ChipLeaseState.CLEARING or event.asked_ns < lease.since_ns:
-                continue
-            still = {
-                chip_id: known_at_s
-                for chip_id, known_at_s in lease.uncleared.items()
-                if not any(
-                    chip.chip_id == chip_id and chip.observed_at_s != known_at_s and self._is_clear(lease, chip)
-                    for chip in event.chips
-                )
-            }
-            if still != lease.uncleared:
-                left = self._replace(lease, uncleared=still)
-                if not still:
-                    self._free(left)
+            if lease.state is ChipLeaseState.CLEARING:
+                self._keep_uncleared(lease, lambda chip_id, lease=lease: not self._is_clear(lease, chip_id))  # type: ignore[misc]
+
+    def _keep_uncleared(self, lease: Lease, is_uncleared: Callable[[ChipId], bool]) -> None:
+        still = tuple(chip_id for chip_id in lease.uncleared if is_uncleared(chip_id))
+        if still != lease.uncleared:
+            left = self._replace(lease, uncleared=still)
+            if not still:
+                self._free(left)
 
     def _note_idle(self, chip: Chip) -> None:
         free_bytes = chip.memory_free_bytes
@@ -322,22 +320,21 @@ class _Brain:
         if is_new and not self._is_strangers(chip):
             self.idle[chip.chip_id] = free_bytes
 
-    def _is_clear(self, lease: Lease, chip: Chip) -> bool:
-        if not self._must_be_seen(chip.chip_id):
+    def _is_clear(self, lease: Lease, chip_id: ChipId) -> bool:
+        chip = self.chips.get(chip_id)
+        if chip is None or self.asked[chip_id] <= lease.since_ns:
+            return False
+        if not self._must_be_seen(chip_id):
             return True
         if chip.memory_free_bytes is None:
             return False
-        owed_bytes = self._owed_bytes(chip, [one for one in self._list_leases(chip.chip_id) if one is not lease])
+        owed_bytes = self._owed_bytes(chip, [one for one in self._list_leases(chip_id) if one is not lease])
         return chip.memory_free_bytes >= owed_bytes - self.rules.slack_ratio * chip.memory_bytes
 
     def _on_dismissed(self, chip_id: ChipId) -> None:
         for lease in self._list_leases(chip_id):
-            if lease.state is not ChipLeaseState.CLEARING:
-                continue
-            still = {other: at_s for other, at_s in lease.uncleared.items() if other != chip_id}
-            left = self._replace(lease, uncleared=still)
-            if not still:
-                self._free(left)
+            if lease.state is ChipLeaseState.CLEARING:
+                self._keep_uncleared(lease, lambda other: other != chip_id)
         # What nobody is on shows the memory of an idle chip, however much that is.
         chip = self.chips.get(chip_id)
         if chip is not None and chip.memory_free_bytes is not None and not self._list_leases(chip_id):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from madang.chip.contract import ChipDriver, ChipGrant
+from madang.chip.contract import ChipDriver, ChipGrant, CoreDriver
 from madang.core import ChipId, Clock, Conflict
 from madang.model import Chip, ChipHealth
 from madang.runtime.clock import SystemClock
@@ -105,8 +105,11 @@ class ChipBook:
         """Return whether a chip is known."""
         return chip_id in self._chips
 
-    def grant(self, chip_ids: tuple[ChipId, ...]) -> ChipGrant:
-        """Return what an engine on these chips needs; raises Conflict when they are not here or of several kinds."""
+    def grant(self, chip_ids: tuple[ChipId, ...], cores: tuple[int, ...] = ()) -> ChipGrant:
+        """Return what an engine on these chips, or on these cores of the only one, needs.
+
+        Raises Conflict when they are not here, of several kinds, or cannot be given apart.
+        """
         here = [chip_id for chip_id, (chip, _) in self._chips.items() if chip.reason != _VANISHED]
         missing = [chip_id for chip_id in chip_ids if chip_id not in here]
         if missing or not chip_ids:
@@ -115,7 +118,12 @@ class ChipBook:
         drivers = {id(driver): driver for _, driver in (self._chips[chip_id] for chip_id in chip_ids)}
         if len(drivers) > 1:
             raise Conflict(f"chips {', '.join(chip_ids)} are of several kinds; an engine runs on one")
-        return next(iter(drivers.values())).grant(chip_ids)
+        driver = next(iter(drivers.values()))
+        if not cores:
+            return driver.grant(chip_ids)
+        if len(chip_ids) > 1 or not isinstance(driver, CoreDriver):
+            raise Conflict(f"chips {', '.join(chip_ids)} are given whole; cores {cores} of them cannot be given apart")
+        return driver.grant_cores(chip_ids[0], cores)
 
 
 def _vanish(chip: Chip) -> Chip:

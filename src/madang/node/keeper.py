@@ -314,7 +314,7 @@ class ReplicaKeeper:
         try:
             files = self._files.get(effect.spec_hash) or self._cached_files(spec)
             await self._end_remains()
-            grant = parts.chips.grant(spec.chip_ids)
+            grant = parts.chips.grant(spec.chip_ids, spec.cores)
             self._take_chips(spec)
             grant = msgspec.structs.replace(grant, locks=parts.desk.lock_files(spec))
             engine = await parts.host.launch(self._driver(spec), spec, effect.spec_hash, effect.launch, files, grant)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import uvicorn
 
+from madang.chip.contract import ChipDriver
 from madang.core import ChipId, Clock, Entropy, NodeId, ReplicaId, SiteId, Unavailable
 from madang.model import Chip, ReplicaSpec
 from madang.node.api import make_app
@@ -49,9 +50,23 @@ class _Server(uvicorn.Server):
 
 
 class NodeProgram:
-    """One node."""
+    """One node.
 
-    def __init__(self, settings: NodeSettings, clock: Clock, entropy: Entropy, log: EventLog) -> None:
+    Args:
+        settings: which.
+        clock, entropy: time and chance.
+        log: its events.
+        chip_drivers: in place of those that the settings name.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        clock: Clock,
+        entropy: Entropy,
+        log: EventLog,
+        chip_drivers: tuple[ChipDriver, ...] | None = None,
+    ) -> None:
         self._settings = settings
         self._log = log
         self._site, self._node = SiteId(settings.site), NodeId(settings.name)
@@ -59,7 +74,7 @@ class NodeProgram:
         self._board = Board(self._node, entropy.token_bytes(8).hex(), clock)
         self._desk = ChipDesk(settings.state_dir, clock, log, on_change=self._see_desk, on_freed=self._wake_refused)
         self._chips = ChipBook(
-            make_chip_drivers(settings.chips, self._node, clock),
+            make_chip_drivers(settings.chips, self._node, clock) if chip_drivers is None else chip_drivers,
             self._see_chips,
             log,
             on_answer=self._desk.see,
