@@ -353,6 +353,54 @@ def test_site_verbs_reach_the_hub(hub, ask, verb):
     assert hub.calls == [("POST", f"/api/v1/sites/daegu/{verb}", "", None)]
 
 
+NODES = {
+    "nodes": [{"node": "daegu-1", "site": "daegu"}, {"node": "twice", "site": "a"}, {"node": "twice", "site": "b"}]
+}
+
+
+@pytest.mark.parametrize("verb", ["cordon", "uncordon", "drain"])
+def test_node_verbs_reach_the_hub(hub, ask, verb):
+    path = f"/api/v1/sites/daegu/nodes/daegu-1/{verb}"
+    hub.answers["GET", "/api/v1/nodes"] = (200, NODES)
+    hub.answers["POST", path] = (200, {"node": "daegu-1"})
+    done = ask("node", verb, "daegu-1", "--reason", "new fans")
+    assert done.exit_code == 0, done.output
+    assert "node daegu-1 of daegu" in done.stdout
+    assert hub.calls[-1] == ("POST", path, "", {"reason": "new fans"})
+
+
+def test_chip_verbs_reach_the_hub(hub, ask):
+    path = "/api/v1/sites/daegu/nodes/daegu-1/chips/npu0"
+    hub.answers["GET", "/api/v1/nodes"] = (200, NODES)
+    hub.answers["POST", f"{path}/cordon"] = hub.answers["POST", f"{path}/uncordon"] = (200, {})
+    assert ask("chip", "cordon", "daegu-1/npu0", "--reason", "smells").exit_code == 0
+    assert hub.calls[-1] == ("POST", f"{path}/cordon", "", {"reason": "smells"})
+    assert ask("chip", "uncordon", "daegu-1/npu0").exit_code == 0
+    assert hub.calls[-1] == ("POST", f"{path}/uncordon", "", None)
+    assert ask("chip", "cordon", "daegu-1/npu0").exit_code == 2, "a chip is cordoned for a reason"
+    assert "expected NODE/CHIP" in ask("chip", "uncordon", "npu0").stderr
+    assert "a name at several sites" in ask("chip", "uncordon", "twice/npu0").stderr
+
+
+def test_cordons_and_holders_are_shown(hub, ask):
+    chip = {
+        "chip_id": "npu0",
+        "site": "daegu",
+        "is_cordoned": True,
+        "cordon_reason": "failed: link down",
+        "leases": [{"holder": "chat-1", "state": "clearing"}, {"holder": "chat-2", "state": "leased"}],
+    }
+    hub.answers["GET", "/api/v1/chips"] = (200, [chip])
+    table = ask("chip", "list").stdout
+    assert "failed: link down" in table
+    assert "chat-1 (clearing), chat-2" in table
+    node = {"node": "n1", "site": "daegu", "is_cordoned": True, "is_draining": True, "cordon_reason": "new fans"}
+    hub.answers["GET", "/api/v1/nodes"] = (200, [node])
+    table = ask("node", "list").stdout
+    assert "draining" in table
+    assert "new fans" in table
+
+
 # Failures
 
 

@@ -24,7 +24,13 @@ WAIT_S = 60.0  # only ever reached by a failure, or on a machine that does much 
 
 
 class NodeLab:
-    """One node under test."""
+    """One node under test.
+
+    Attributes:
+        program: what Python runs as the node program.
+    """
+
+    program: tuple[str, ...] = ("-m", "madang.node")
 
     def __init__(self, folder, *, cache_dir=None, engine_twins=("llama_cpp", "embed"), **settings):
         self.folder = folder
@@ -53,7 +59,7 @@ class NodeLab:
         config.write_text("\n".join(lines), encoding="utf-8")
         with (self.folder / "node.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "madang.node", "--config", str(config)], stdout=log, stderr=log
+                [sys.executable, *self.program, "--config", str(config)], stdout=log, stderr=log
             )
         self.wait(lambda: self._answers(), "the node answers")
         token = self.settings.token_file.read_text(encoding="utf-8").strip()
@@ -161,6 +167,11 @@ class NodeLab:
         return httpx.post(
             f"{replica.endpoint}/v1/chat/completions", json=body, headers=headers, trust_env=False, timeout=30
         )
+
+    def requests_running(self, replica):
+        headers = {"authorization": f"Bearer {replica.engine_key}"}
+        text = httpx.get(f"{replica.endpoint}/metrics", headers=headers, trust_env=False).text
+        return "requests_processing 1" in text
 
 
 def toml_value(value):

@@ -174,7 +174,8 @@ def test_a_chip_that_vanishes_is_granted_no_more(capsys):
     asyncio.run(book.read())
     driver.chip_ids = ()
     asyncio.run(book.read())
-    assert seen[-1] == ()
+    (chip,) = seen[-1]
+    assert (chip.health, chip.reason) == (ChipHealth.FAILED, "it was there and the driver does not find it any more")
     assert "chip_vanished" in capsys.readouterr().err
     with pytest.raises(Conflict):
         book.grant((ChipId("a0"),))

@@ -134,7 +134,7 @@ def test_leaving_the_plan_lets_requests_finish(lab):
     answers = []
     asking = threading.Thread(target=lambda: answers.append(lab.ask(replica).text))
     asking.start()
-    lab.wait(lambda: _running(lab, replica), "the request runs")
+    lab.wait(lambda: lab.requests_running(replica), "the request runs")
     lab.plan()
     lab.wait_phase(ReplicaPhase.DRAINING)
     asking.join(20)
@@ -142,11 +142,6 @@ def test_leaving_the_plan_lets_requests_finish(lab):
     lab.wait_gone()
     assert not is_running(replica.pid)
     assert lab.live_engines() == []
-
-
-def _running(lab, replica):
-    headers = {"authorization": f"Bearer {replica.engine_key}"}
-    return "requests_processing 1" in httpx.get(f"{replica.endpoint}/metrics", headers=headers, trust_env=False).text
 
 
 def test_planned_again_while_being_forgotten(lab):

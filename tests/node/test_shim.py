@@ -99,6 +99,19 @@ def lab(tmp_path):
 SLEEP = "import time; print('up'); time.sleep(60)"
 
 
+def test_a_chip_lets_no_second_engine_in_whoever_starts_it(lab, tmp_path):
+    locks = [str(tmp_path / f"n0.{core}") for core in range(2)]
+    assert lab.start(SLEEP, chip_locks=locks) == "ok"
+    (tmp_path / "other").mkdir()
+    other = ShimLab(tmp_path / "other")  # another replica, by a program that lost all records
+    assert other.start(SLEEP, chip_locks=locks[1:]) == f"another engine still has the chip of {locks[1]}"
+    other.wait_end()
+    os.kill(lab.pid, signal.SIGKILL)
+    lab.wait_end()
+    assert other.start(SLEEP, chip_locks=locks[1:]) == "ok"
+    other.close()
+
+
 def test_it_records_the_engine_before_it_says_ok(lab):
     assert lab.start(SLEEP) == "ok"
     record = lab.record

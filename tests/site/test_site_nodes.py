@@ -9,7 +9,7 @@ from tests.hub.hub_harness import free_port, running_hub, until
 from tests.site.site_harness import running_sites
 
 from madang.core import ChipId, Conflict, NodeId
-from madang.model import Chip, ChipHealth, ReplicaObserved, ReplicaPhase
+from madang.model import Chip, ChipCordon, ChipHealth, CordonCause, ReplicaObserved, ReplicaPhase
 from madang.node.api import make_app
 from madang.node.board import Board
 from madang.runtime.admin_http import AdminServer
@@ -47,7 +47,7 @@ class FakeNode:
     """A node whose engines are ready as soon as they are planned."""
 
     def __init__(self, port, generation=0):
-        self.port, self.plan, self.restarted = port, None, []
+        self.port, self.plan, self.restarted, self.uncordoned = port, None, [], []
         self.board = Board(NodeId("n1"), f"boot{port}{generation}", SystemClock())
         self.board.see_chips(
             (
@@ -91,6 +91,11 @@ class FakeNode:
     def restart_replica(self, replica_id):
         self.restarted.append(replica_id)
         return True
+
+    def uncordon_chip(self, chip_id):
+        self.uncordoned.append(chip_id)
+        self.board.see_desk((), ())
+        return 1
 
     def find_problems(self):
         return []
@@ -229,6 +234,91 @@ def test_a_drained_node_is_emptied_and_all_of_it_is_in_the_audit_log(scene):
         with engine.begin() as connection:
             assert find_break(connection) is None
         engine.dispose()
+
+    scene.run(play())
+
+
+def test_a_chip_is_cordoned_by_hand_here_and_through_the_hub(scene):
+    async def play():
+        await until(lambda: scene.planned() == ["chat-1", "chat-2"], "replicas are placed")
+        path = "/api/v1/nodes/n1/chips/cpu0"
+        await scene.post(f"{path}/cordon", 400)  # without a reason
+        answer = await scene.daegu.client.post(f"{path}/cordon", json={"reason": "smells of smoke"})
+        assert answer.json()["cordon_reason"] == "by_hand: smells of smoke"
+        service = {"name": "chat", "model": "qwen", "replicas_per_site": 3, "sites": ["daegu"], "slots": 3}
+        await scene.hub.call("PUT", "/api/v1/services/chat", service)
+
+        async def is_refused():
+            unplaced = (await scene.daegu.status())["unplaced"]
+            return [item["reason"] for item in unplaced if item["replica_id"] == "chat-3"]
+
+        (reason,) = await until(is_refused, "nothing new goes there")
+        assert "cpu0 cordoned: by_hand: smells of smoke" in reason
+        assert scene.planned() == ["chat-1", "chat-2"], "and what is there stays"
+
+        async def hub_knows():
+            (row,) = [row for row in await scene.hub.call("GET", "/api/v1/chips") if row["site"] == "daegu"]
+            return row["is_cordoned"] and row
+
+        assert (await until(hub_knows, "the hub shows it"))["cordon_reason"] == "by_hand: smells of smoke"
+        scene.daegu.kill()
+        scene.daegu.start()
+        await until(scene.daegu.is_linked, "daegu is back")
+        (chip,) = await scene.daegu.get("/api/v1/chips")
+        assert chip["cordons"][0]["reason"] == "smells of smoke", "a restart forgets no cordon"
+        through_hub = f"/api/v1/sites/daegu{path.removeprefix('/api/v1')}/uncordon"
+        answer = await scene.hub.call("POST", through_hub, {"reason": "was the printer"})
+        assert answer["chip_id"] == "cpu0"
+        await until(lambda: scene.planned() == ["chat-1", "chat-2", "chat-3"], "it takes replicas again")
+        rows = await scene.daegu.get("/api/v1/audit")
+        assert [(row["action"], row["target"], row["actor"]) for row in rows][-2:] == [
+            ("chip.cordon", "n1/cpu0", "admin"),
+            ("chip.uncordon", "n1/cpu0", "hub:admin"),
+        ]
+        last = (await scene.hub.call("GET", "/api/v1/audit?limit=1000"))[-1]
+        assert (last["action"], last["target"]) == ("chip.uncordon", "daegu/n1/cpu0")
+        await scene.hub.call("PUT", "/api/v1/services/chat", {**service, "replicas_per_site": 2})
+        await until(lambda: scene.planned() == ["chat-1", "chat-2"], "as before")
+
+    scene.run(play())
+
+
+def test_a_chip_that_the_node_cordoned_is_shown_and_uncordoned_at_the_node(scene):
+    async def play():
+        cordon = ChipCordon(chip_id=ChipId("cpu0"), cause=CordonCause.DEGRADED, reason="97 °C", by="node", since_s=1.0)
+        scene.node.board.see_desk((), (cordon,))
+
+        async def is_shown():
+            (row,) = await scene.daegu.get("/api/v1/chips")
+            return row["cordon_reason"] == "degraded: 97 °C"
+
+        await until(is_shown, "the site shows it")
+        assert scene.planned() == ["chat-1", "chat-2"]
+        await scene.post("/api/v1/nodes/n1/chips/cpu0/uncordon")
+        assert scene.node.uncordoned == ["cpu0"]
+        answer = await scene.daegu.client.post("/api/v1/nodes/n1/chips/nothing/cordon", json={"reason": "x"})
+        assert (answer.status_code, "it has cpu0" in answer.text) == (404, True)
+        assert (await scene.daegu.client.post("/api/v1/nodes/n1/chips/cpu0/drain")).status_code == 400
+        for path, status in (("nodes/n9/drain", 404), ("nodes/n1/explode", 400)):
+            answer = await scene.hub.client.post(f"/api/v1/sites/daegu/{path}")
+            assert answer.status_code == status, answer.text
+
+    scene.run(play())
+
+
+def test_a_node_is_drained_through_the_hub_with_a_reason(scene):
+    async def play():
+        await scene.hub.call("POST", "/api/v1/sites/daegu/nodes/n1/drain", {"reason": "new fans"})
+        await until(lambda: scene.planned() == [], "the plan is empty")
+
+        async def hub_knows():
+            rows = await scene.hub.call("GET", "/api/v1/nodes")
+            return [row for row in rows if (row["is_draining"], row["cordon_reason"]) == (True, "new fans")]
+
+        await until(hub_knows, "the hub shows it")
+        assert (await scene.daegu.get("/api/v1/nodes"))[0]["cordon_reason"] == "new fans"
+        await scene.hub.call("POST", "/api/v1/sites/daegu/nodes/n1/uncordon")
+        await until(lambda: scene.planned() == ["chat-1", "chat-2"], "replicas are back")
 
     scene.run(play())
 

@@ -4,7 +4,7 @@ Owns the protocol and what an engine is given of its chips. Refuses to know vend
 each folder of `madang.chip`; called by the node program, the only owner of device handles.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -22,12 +22,14 @@ class ChipGrant(msgspec.Struct, frozen=True, kw_only=True):
         env: environment variables that the runtime needs to see them.
         cpus: logical CPUs near to them; the engine is bound to these.
         cpu_threads: how many threads those CPUs may run at once, under the quota that was found.
+        locks: files that the engine's shim holds locked while it lives; the node adds them.
     """
 
     devices: tuple[str, ...]
     env: dict[str, str] = {}
     cpus: tuple[int, ...] = ()
     cpu_threads: int = 1
+    locks: tuple[str, ...] = ()
 
 
 class ChipDriver(Protocol):
@@ -49,4 +51,13 @@ class ChipDriver(Protocol):
 
     def grant(self, chip_ids: tuple[ChipId, ...]) -> ChipGrant:
         """Return what an engine on these chips needs; raises Conflict when one was not in the last reading."""
+        ...
+
+
+@runtime_checkable
+class CoreDriver(ChipDriver, Protocol):
+    """A kind of chip whose cores may be given apart: its chips have `core_sets`."""
+
+    def grant_cores(self, chip_id: ChipId, cores: tuple[int, ...]) -> ChipGrant:
+        """Return what an engine on one of a chip's core sets needs; raises Conflict as `grant` does."""
         ...

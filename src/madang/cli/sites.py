@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -13,6 +14,9 @@ from madang.core import Rejected
 
 Site = Annotated[str, typer.Argument(metavar="SITE", help="The site's name.")]
 Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's name; madang node list shows it.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for whoever reads the lists and the audit log.")]
+ChipReason = Annotated[str, typer.Option("--reason", help="Why, for whoever reads the list and the audit log.")]
+Chip = Annotated[str, typer.Argument(metavar="NODE/CHIP", help="Node and chip; madang chip list shows both.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -44,6 +48,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(chips, name="chip")
     command(chips, "probe")(probe)
     command(chips, "list")(_list_chips)
+    command(chips, "cordon")(_cordon_chip)
+    command(chips, "uncordon")(_uncordon_chip)
 
 
 def _list_sites(access: Access) -> None:
@@ -157,7 +163,8 @@ def _list_nodes(access: Access, site: SiteOption = None) -> None:
             ("NODE", lambda row: row.get("node") or row.get("name")),
             ("SITE", lambda row: row.get("site") or site),
             ("STATE", field("state")),
-            ("CORDONED", field("is_cordoned")),
+            ("CORDONED", lambda row: "draining" if row.get("is_draining") else row.get("is_cordoned")),
+            ("REASON", lambda row: row.get("cordon_reason") or row.get("reason")),
             ("CHIPS", lambda row: _count(row.get("chips"))),
             ("REPLICAS", lambda row: _count(row.get("replicas"))),
             ("SEEN", _seen),
@@ -175,17 +182,51 @@ def _seen(row: Any) -> str:
 
 
 def _node_verb(verb: str, done: str) -> Any:
-    def run(access: Access, name: Node, site: SiteOption = None) -> None:
-        where = site or _site_of_node(access, name)
-        with access.site(where) as api:
-            answer = api.call("POST", f"/api/v1/nodes/{name}/{verb}")
-        if access.is_json:
-            print_json(answer)
-        else:
+    def run(access: Access, name: Node, site: SiteOption = None, reason: Reason = "") -> None:
+        where = _order(access, site, name, f"nodes/{quote(name, safe='')}/{verb}", reason)
+        if where:
             say(f"node {name} of {where} {done}")
 
     run.__doc__ = f"{verb.capitalize()} a node."
     return run
+
+
+def _cordon_chip(access: Access, chip: Chip, reason: ChipReason, site: SiteOption = None) -> None:
+    """Cordon one chip alone: it gets no new replicas."""
+    _order_chip(access, site, chip, "cordon", reason, "cordoned: it gets no new replicas")
+
+
+def _uncordon_chip(access: Access, chip: Chip, site: SiteOption = None, reason: Reason = "") -> None:
+    """Lift every cordon from a chip, by hand and by rule."""
+    _order_chip(access, site, chip, "uncordon", reason, "takes replicas again")
+
+
+def _order_chip(access: Access, site: str | None, chip: str, verb: str, reason: str, done: str) -> None:
+    node, _, chip_id = chip.partition("/")
+    if not node or not chip_id:
+        raise Rejected(f"{chip!r} is not a chip: expected NODE/CHIP", next_step="see: madang chip list")
+    path = f"nodes/{quote(node, safe='')}/chips/{quote(chip_id, safe='')}/{verb}"
+    where = _order(access, site, node, path, reason)
+    if where:
+        say(f"chip {chip_id} of node {node} of {where} {done}")
+
+
+def _order(access: Access, site: str | None, node: str, path: str, reason: str) -> str:
+    """Order a cordon at the site itself where it is named, else through the hub; return the site, if it is to be said.
+
+    The hub is where every site can be reached from; the site's own API works while it is cut off.
+    """
+    body = {"reason": reason} if reason else None
+    where = site or _site_of_node(access, node)
+    if site is None:
+        with access.hub() as hub:
+            answer = hub.call("POST", f"/api/v1/sites/{where}/{path}", body)
+    else:
+        with access.site(site) as api:
+            answer = api.call("POST", f"/api/v1/{path}", body)
+    if access.is_json:
+        print_json(answer)
+    return "" if access.is_json else where
 
 
 def _site_of_node(access: Access, name: str) -> str:
@@ -216,6 +257,8 @@ def _list_chips(access: Access, site: SiteOption = None) -> None:
             ("KIND", field("kind")),
             ("MODEL", field("model")),
             ("HEALTH", field("health")),
+            ("CORDONED", lambda row: row.get("cordon_reason") or row.get("is_cordoned")),
+            ("HELD BY", _holders),
             ("MEMORY", lambda row: render_bytes(row.get("memory_bytes"))),
             ("FREE", lambda row: render_bytes(row.get("memory_free_bytes"))),
             ("USE", lambda row: _percent(row.get("utilisation"))),
@@ -226,6 +269,13 @@ def _list_chips(access: Access, site: SiteOption = None) -> None:
         ),
         rows,
     )
+
+
+def _holders(row: Any) -> list[str]:
+    """Return who holds a chip, with what keeps it from being given back."""
+    return [
+        one["holder"] + (f" ({one['state']})" if one["state"] != "leased" else "") for one in row.get("leases") or ()
+    ]
 
 
 def _percent(value: object) -> str | None:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 import madang
 from madang.core import Clock, Entropy, MadangError, Unavailable
-from madang.hub.api import artifacts, builds, catalog, money, records, sites, tenancy
+from madang.hub.api import artifacts, builds, catalog, cordons, money, records, sites, tenancy
 from madang.hub.claims import merge_claims
 from madang.hub.desired_store import read_live_generations, replan
 from madang.hub.enrolment import Enrolment, SiteGrade
@@ -28,6 +28,7 @@ from madang.model import CatalogEntry, Project, Service, Tenant
 from madang.model.build import BuildRequest, BuildWorker
 from madang.runtime.admin_http import AdminServer, make_admin_app
 from madang.runtime.clock import SystemClock, SystemEntropy
+from madang.runtime.cordon_request import CordonReason
 from madang.runtime.settings import load_settings
 from madang.runtime.store import upgrade_schema
 from madang.runtime.telemetry import EventLog
@@ -131,7 +132,7 @@ def find_problems(parts: HubParts) -> list[str]:
 
 def make_app(parts: HubParts) -> FastAPI:
     """Return the admin API."""
-    modules = (sites, tenancy, money, catalog, records, artifacts, builds)
+    modules = (sites, tenancy, money, catalog, cordons, records, artifacts, builds)
     bodies = (Enrolment, SiteGrade, Tenant, Project, KeyRequest, KeyLimits, KeyExpiry, TariffRequest)
     return make_admin_app(
         title="Madang hub",
@@ -142,5 +143,5 @@ def make_app(parts: HubParts) -> FastAPI:
         find_problems=lambda: find_problems(parts),
         routers=[module.make_router(parts) for module in modules],
         open_routers=[artifacts.make_store_router(parts), builds.make_work_router(parts)],
-        structs=(*bodies, CatalogEntry, Service, BuildRequest, BuildWorker),
+        structs=(*bodies, CatalogEntry, Service, BuildRequest, BuildWorker, CordonReason),
     )

@@ -21,6 +21,7 @@ from madang.model.artifact import (
 )
 from madang.model.artifact_key import ArtifactKey, keys_of
 from madang.model.chip import Chip, ChipHealth
+from madang.model.chip_lease import LEFT_BY_REPLICAS, ChipCordon, ChipLease, ChipLeaseState, CordonCause
 from madang.model.price import MICRO_WON_PER_WON, VAT_PERMILLE, Tariff
 from madang.model.priority import PriorityClass
 from madang.model.replica import EngineFeature, ReplicaObserved, ReplicaPhase, ReplicaSpec
@@ -31,6 +32,7 @@ from madang.model.tenant import ApiKey, Budget, DataClass, KeyPolicy, Project, R
 from madang.model.usage import Outcome, UsageEvent
 
 __all__ = [
+    "LEFT_BY_REPLICAS",
     "MICRO_WON_PER_WON",
     "UNITS_OF_TASK",
     "VAT_PERMILLE",
@@ -42,7 +44,11 @@ __all__ = [
     "Budget",
     "CatalogEntry",
     "Chip",
+    "ChipCordon",
     "ChipHealth",
+    "ChipLease",
+    "ChipLeaseState",
+    "CordonCause",
     "DataClass",
     "EngineFeature",
     "HttpSource",

@@ -121,6 +121,8 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
         parallelism: how it is split, such as `tp4`; empty for one chip.
         tokenizer_sha256, template_sha256: of the tokenizer and the chat template that it answers with; empty where
             nobody stated them, and then it stands in for no other.
+        chips: how many chips one engine needs, as the driver counts them; they share `memory_bytes` evenly.
+        cores: how many cores of one chip suffice; 0 means that it takes chips whole.
     """
 
     artifact_id: str
@@ -133,6 +135,8 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     parallelism: str = ""
     tokenizer_sha256: str = ""
     template_sha256: str = ""
+    chips: int = 1
+    cores: int = 0
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):

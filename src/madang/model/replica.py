@@ -44,7 +44,11 @@ class EngineFeature(StrEnum):
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A replica wanted on a node, decided by the site; the node's executor is left no choices."""
+    """A replica wanted on a node, decided by the site; the node's executor is left no choices.
+
+    Attributes:
+        cores: of the only chip; empty means that the chips are given whole.
+    """
 
     replica_id: ReplicaId
     service: ServiceName
@@ -55,6 +59,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     context_tokens: int
     slots: int
     has_prefix_cache: bool = False
+    cores: tuple[int, ...] = ()
 
 
 class ReplicaObserved(msgspec.Struct, frozen=True, kw_only=True):

@@ -41,6 +41,10 @@ class NodeActions(Protocol):
         """Restart one engine; return whether there is such a replica."""
         ...
 
+    def uncordon_chip(self, chip_id: str) -> int | None:
+        """Lift a chip's automatic cordons and return how many there were, None when there is no such chip."""
+        ...
+
     def find_problems(self) -> Sequence[str]:
         """Return what keeps the node from being ready."""
         ...
@@ -117,6 +121,7 @@ def make_app(actions: NodeActions, board: Board, token: str, log: EventLog) -> S
             Route("/api/v1/plan", guarded(routes.put_plan), methods=["PUT"]),
             Route("/api/v1/observed", guarded(routes.get_observed)),
             Route("/api/v1/replicas/{replica_id}/restart", guarded(routes.restart), methods=["POST"]),
+            Route("/api/v1/chips/{chip_id}/uncordon", guarded(routes.uncordon_chip), methods=["POST"]),
         ],
         exception_handlers={MadangError: on_ours, HTTPException: on_http, Exception: on_bug},
     )
@@ -149,6 +154,13 @@ class _Routes:
         if not self._actions.restart_replica(replica_id):
             raise _NotFound(f"no replica {replica_id!r} on this node")
         return _json({"replica_id": replica_id}, 202)
+
+    async def uncordon_chip(self, request: Request) -> Response:
+        chip_id = request.path_params["chip_id"]
+        lifted = self._actions.uncordon_chip(chip_id)
+        if lifted is None:
+            raise _NotFound(f"no chip {chip_id!r} on this node")
+        return _json({"chip_id": chip_id, "lifted": lifted})
 
 
 async def _read_body(request: Request) -> bytes:

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable
 
 from madang.core import Clock, NodeId
-from madang.model import Chip, ReplicaObserved
+from madang.model import Chip, ChipCordon, ChipLease, ReplicaObserved
 from madang.wire.node_api import NodeObserved
 
 
@@ -23,6 +23,8 @@ class Board:
         self._seq = 0
         self._generation = 0
         self._chips: tuple[Chip, ...] = ()
+        self._leases: tuple[ChipLease, ...] = ()
+        self._cordons: tuple[ChipCordon, ...] = ()
         self._replicas: dict[str, ReplicaObserved] = {}
         self._changed = asyncio.Event()
 
@@ -30,6 +32,16 @@ class Board:
     def chips(self) -> tuple[Chip, ...]:
         """Return the newest reading of each chip."""
         return self._chips
+
+    @property
+    def leases(self) -> tuple[ChipLease, ...]:
+        """Return who holds which chip."""
+        return self._leases
+
+    @property
+    def cordons(self) -> tuple[ChipCordon, ...]:
+        """Return the cordons of the node's own rules."""
+        return self._cordons
 
     @property
     def replicas(self) -> tuple[ReplicaObserved, ...]:
@@ -51,6 +63,12 @@ class Board:
         self._chips = chips
         self._bump()
 
+    def see_desk(self, leases: tuple[ChipLease, ...], cordons: tuple[ChipCordon, ...]) -> None:
+        """Replace who holds which chip, and which chips are cordoned, if anything about it changed."""
+        if (leases, cordons) != (self._leases, self._cordons):
+            self._leases, self._cordons = leases, cordons
+            self._bump()
+
     def see_replica(self, replica: ReplicaObserved) -> None:
         """Replace one replica, if anything about it changed."""
         if self._replicas.get(replica.replica_id) != replica:
@@ -71,6 +89,8 @@ class Board:
             plan_generation=self._generation,
             observed_at_s=self._clock.wall_s(),
             chips=self._chips,
+            leases=self._leases,
+            cordons=self._cordons,
             replicas=self.replicas,
         )
 

@@ -149,6 +149,11 @@ class EngineHost:
         if _is_alive(record):
             raise Unavailable(f"engine {record.engine.pid} of {record.replica_id} does not end")
 
+    def find_remains(self, replica_id: str) -> EngineRecord | None:
+        """Return the record of a replica's engine of which anything lives."""
+        record = read_engine_record(replica_folder(self._settings.state_dir, replica_id))
+        return record if record is not None and _is_alive(record) else None
+
     def records(self) -> list[EngineRecord]:
         """Return every record on disk."""
         return records.list_records(self._settings.state_dir)
@@ -189,6 +194,7 @@ class EngineHost:
             "log_bytes_max": _LOG_BYTES_MAX,
             "record": str(folder / "record.json"),
             "lock": str(folder / "lock"),
+            "chip_locks": grant.locks,
             "private_bytes_max": plan.private_bytes_max,
             "open_files_max": plan.open_files_max,
             "nice": _ENGINE_NICE,

@@ -43,6 +43,7 @@ from madang.model import DataClass, ReplicaObserved, ReplicaPhase, ReplicaSpec
 from madang.node.artifacts import ArtifactFetcher, FetchProgress
 from madang.node.board import Board
 from madang.node.chips import ChipBook
+from madang.node.desk import ChipDesk
 from madang.node.host import Engine, EngineHost
 from madang.node.settings import NodeSettings
 from madang.runtime.telemetry import EventLog
@@ -63,6 +64,7 @@ class KeeperParts:
     fetcher: ArtifactFetcher
     host: EngineHost
     chips: ChipBook
+    desk: ChipDesk
     board: Board
     clock: Clock
     entropy: Entropy
@@ -103,6 +105,7 @@ class ReplicaKeeper:
         self._progress: float | None = None
         self._since_s = parts.clock.wall_s()
         self._is_simulated = False
+        self._is_refused = False
         self._is_done = False
         now_ns = parts.clock.monotonic_ns()
         self._state = ReplicaState(since_ns=now_ns, launch=launches)
@@ -140,6 +143,11 @@ class ReplicaKeeper:
         """Ask for a fresh engine."""
         self._is_restart_asked = True
         self._poke()
+
+    def chips_freed(self) -> None:
+        """Try again at once, if chips that somebody else had kept the engine from starting."""
+        if self._is_refused:
+            self.restart()
 
     async def run(self) -> None:
         """Live until the replica is forgotten; cancelled, it leaves the engine running."""
@@ -186,6 +194,9 @@ class ReplicaKeeper:
             self._engine = None
             reason = engine.exit_reason()
             self._log.warning("engine_ended", pid=engine.record.engine.pid, reason=reason)
+            if self._may_blame_chips():
+                self._parts.desk.engine_died(self._spec.chip_ids)
+            self._parts.desk.gone(self.replica_id)
             await self._feed(Exited(engine.record.launch, reason), group)
         wake = wake_ns(self._state)
         if wake is not None and self._parts.clock.monotonic_ns() >= wake:
@@ -211,6 +222,10 @@ class ReplicaKeeper:
         if state.phase is before.phase:
             return
         self._since_s = self._parts.clock.wall_s()
+        if state.phase in (ReplicaPhase.DRAINING, ReplicaPhase.STOPPING):
+            self._parts.desk.leaving(self.replica_id)
+        elif state.phase is ReplicaPhase.READY:
+            self._parts.desk.staying(self.replica_id)
         self._log.info("replica_phase", phase=state.phase.value, was=before.phase.value, reason=state.reason)
         self._publish()
 
@@ -303,15 +318,49 @@ class ReplicaKeeper:
         parts = self._parts
         try:
             files = self._files.get(effect.spec_hash) or self._cached_files(spec)
-            grant = parts.chips.grant(spec.chip_ids)
+            await self._end_remains()
+            grant = parts.chips.grant(spec.chip_ids, spec.cores)
+            self._take_chips(spec)
+            grant = msgspec.structs.replace(grant, locks=parts.desk.lock_files(spec))
             engine = await parts.host.launch(self._driver(spec), spec, effect.spec_hash, effect.launch, files, grant)
         except MadangError as error:
             self._log.error("engine_not_started", reason=str(error))
+            with contextlib.suppress(MadangError):
+                await self._end_remains()
             return StartFailed(effect.launch, str(error))
         self._engine = engine
         self._is_simulated = False
         self._log.info("engine_started", pid=engine.record.engine.pid, port=engine.record.port, launch=effect.launch)
         return Started(effect.launch)
+
+    def _take_chips(self, spec: ReplicaSpec) -> None:
+        self._is_refused = True
+        self._parts.desk.acquire(spec)
+        self._is_refused = False
+
+    async def _end_remains(self) -> None:
+        """See to it that nothing lives of an earlier engine, and give its chips back; raises Unavailable otherwise."""
+        record = self._parts.host.find_remains(self.replica_id)
+        if record is not None:
+            self._parts.desk.leaving(self.replica_id)
+            await self._parts.host.end(record)
+        self._parts.desk.gone(self.replica_id)
+
+    def _may_blame_chips(self) -> bool:
+        """Return whether an engine that ended unwanted may have died of its chips, rather than of its model.
+
+        It may when it had served, or when another engine serves the same artifact on other chips.
+        """
+        state, spec = self._state, self._spec
+        if state.is_orderly or state.wanted is None or state.running != state.wanted:
+            return False
+        sha256 = spec.artifact.files[0].sha256 if spec.artifact.files else ""
+        return state.ready_ns is not None or any(
+            other.phase is ReplicaPhase.READY
+            and other.artifact_sha256 == sha256
+            and not set(other.chip_ids) & set(spec.chip_ids)
+            for other in self._parts.board.replicas
+        )
 
     def _cached_files(self, spec: ReplicaSpec) -> dict[str, Path]:
         """Return the files of an adopted engine's replica, which this program never fetched."""

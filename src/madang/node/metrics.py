@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from madang.model import ReplicaPhase
+from madang.model import ChipLeaseState, ReplicaPhase
 from madang.node.board import Board
 
 
@@ -36,6 +36,19 @@ class NodeCollector(Collector):
             restarts.add_metric((replica.replica_id, replica.service), replica.restarts)
         yield restarts
         yield from self._chip_metrics()
+        yield from self._desk_metrics()
+
+    def _desk_metrics(self) -> Iterable[Metric]:
+        leases = GaugeMetricFamily("madang_node_chip_leases", "Leases of chips by state", labels=("state",))
+        for state in ChipLeaseState:
+            leases.add_metric((state.value,), sum(lease.state is state for lease in self._board.leases))
+        yield leases
+        cordons = GaugeMetricFamily(
+            "madang_node_chip_cordoned", "1 for each rule by which a chip is cordoned", labels=("chip", "cause")
+        )
+        for cordon in self._board.cordons:
+            cordons.add_metric((cordon.chip_id, cordon.cause.value), 1.0)
+        yield cordons
 
     def _chip_metrics(self) -> Iterable[Metric]:
         fields = (

@@ -14,12 +14,14 @@ from collections.abc import Iterator, Sequence
 
 import uvicorn
 
-from madang.core import Clock, Entropy, NodeId, SiteId
+from madang.chip.contract import ChipDriver
+from madang.core import ChipId, Clock, Entropy, NodeId, ReplicaId, SiteId, Unavailable
 from madang.model import Chip, ReplicaSpec
 from madang.node.api import make_app
 from madang.node.board import Board
 from madang.node.bootstrap import end_strays, prepare_node
 from madang.node.chips import ChipBook
+from madang.node.desk import ChipDesk
 from madang.node.drivers import make_chip_drivers, make_engine_drivers
 from madang.node.fetching import NodePins, make_fetcher
 from madang.node.host import Engine, EngineHost
@@ -34,6 +36,7 @@ from madang.wire.node_api import NodePlan
 
 _STOP_S = 2.0
 _KEEP_ALIVE_S = 90
+_REMAINS_PERIOD_S = 1.0
 _CONNECTIONS_MAX = 100
 
 
@@ -46,9 +49,23 @@ class _Server(uvicorn.Server):
 
 
 class NodeProgram:
-    """One node."""
+    """One node.
 
-    def __init__(self, settings: NodeSettings, clock: Clock, entropy: Entropy, log: EventLog) -> None:
+    Args:
+        settings: which.
+        clock, entropy: time and chance.
+        log: its events.
+        chip_drivers: in place of those that the settings name.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        clock: Clock,
+        entropy: Entropy,
+        log: EventLog,
+        chip_drivers: tuple[ChipDriver, ...] | None = None,
+    ) -> None:
         self._settings = settings
         self._log = log
         self._site, self._node = SiteId(settings.site), NodeId(settings.name)
@@ -56,7 +73,15 @@ class NodeProgram:
             settings.engine_twins, settings.engine_runtimes, settings.external_endpoints
         )
         self._board = Board(self._node, entropy.token_bytes(8).hex(), clock)
-        self._chips = ChipBook(make_chip_drivers(settings.chips, self._node, clock), self._see_chips, log)
+        self._desk = ChipDesk(settings.state_dir, clock, log, on_change=self._see_desk, on_freed=self._wake_refused)
+        self._chips = ChipBook(
+            make_chip_drivers(settings.chips, self._node, clock) if chip_drivers is None else chip_drivers,
+            self._see_chips,
+            log,
+            on_answer=self._desk.see,
+            is_hurried=lambda: self._desk.is_waiting,
+            clock=clock,
+        )
         self._host = EngineHost(settings, clock, entropy)
         self._pins = NodePins(settings, log)
         self._parts = KeeperParts(
@@ -65,6 +90,7 @@ class NodeProgram:
             fetcher=make_fetcher(settings, clock, entropy, log),
             host=self._host,
             chips=self._chips,
+            desk=self._desk,
             board=self._board,
             clock=clock,
             entropy=entropy,
@@ -101,19 +127,24 @@ class NodeProgram:
         )
         self._plan = load_plan(self._settings.state_dir)
         self._pins.let_go(self._known_specs())
+        self._desk.load()
+        self._see_desk()
         await self._chips.read()
         async with asyncio.TaskGroup() as group:
             self._group = group
             await self._adopt_engines()
             serving = group.create_task(server.serve(sockets=[listener]), name="admin_http")
-            reading = group.create_task(self._chips.run(), name="chips")
+            endless = [
+                group.create_task(self._chips.run(), name="chips"),
+                group.create_task(self._desk.run(), name="chip_desk"),
+                group.create_task(self._watch_remains(), name="remains"),
+            ]
             self._log.info("node_started", port=self._settings.port, replicas=len(self._keepers))
             await self._stop.wait()
             self._board.wake()
             server.should_exit = True
             await serving
-            reading.cancel()
-            for task in self._tasks:
+            for task in (*endless, *self._tasks):
                 task.cancel()
         self._log.info("node_stopped", engines_left=sum(replica.pid > 0 for replica in self._board.replicas))
         return 0
@@ -137,6 +168,11 @@ class NodeProgram:
         if keeper is not None:
             keeper.restart()
         return keeper is not None
+
+    def uncordon_chip(self, chip_id: str) -> int | None:
+        """Lift a chip's automatic cordons and return how many there were, None when there is no such chip."""
+        is_known = self._chips.has(chip_id) or any(cordon.chip_id == chip_id for cordon in self._desk.cordons)
+        return self._desk.uncordon(ChipId(chip_id)) if is_known else None
 
     def find_problems(self) -> Sequence[str]:
         """Return what keeps the node from being ready."""
@@ -174,6 +210,7 @@ class NodeProgram:
             for key, record in records.items():
                 if found.get(key) is None:
                     group.create_task(self._end_orphan(record, is_forgotten=key not in wanted))
+        self._give_back_chips([key for key, engine in found.items() if engine is not None])
         for key, spec in wanted.items():
             launches = records[key].launch if key in records else 0
             self._keep(ReplicaKeeper(spec, self._parts, found.get(key), launches))
@@ -183,14 +220,33 @@ class NodeProgram:
     def _find_engine(self, spec: ReplicaSpec, record: EngineRecord) -> Engine | None:
         if record.spec_hash != hash_spec(spec, self._drivers):
             return None
-        return self._host.adopt(record)
+        engine = self._host.adopt(record)
+        return engine if engine is not None and self._desk.adopt(spec) else None
 
     async def _end_orphan(self, record: EngineRecord, *, is_forgotten: bool) -> None:
         if is_any_alive(record):
             self._log.warning("orphan_ended", replica_id=record.replica_id, pid=record.engine.pid)
-            await self._host.end(record)
+            try:
+                await self._host.end(record)
+            except Unavailable as error:
+                # Its chips stay with it; it is looked for until it is gone.
+                self._log.error("orphan_survives", replica_id=record.replica_id, reason=str(error))
+                self._desk.leaving(ReplicaId(record.replica_id))
+                return
         if is_forgotten:
             self._host.forget(record.replica_id)
+
+    def _give_back_chips(self, adopted: Sequence[str]) -> None:
+        """End the leases of engines of which nothing lives and that no keeper looks after."""
+        for holder in self._desk.list_holders():
+            if holder not in adopted and holder not in self._keepers and self._host.find_remains(holder) is None:
+                self._desk.gone(holder)
+
+    async def _watch_remains(self) -> None:
+        """Look for the end of engines that survived being ended and that nobody wants any more, for ever."""
+        while True:
+            self._give_back_chips(())
+            await asyncio.sleep(_REMAINS_PERIOD_S)
 
     def _keep(self, keeper: ReplicaKeeper) -> ReplicaKeeper:
         assert self._group is not None
@@ -212,6 +268,15 @@ class NodeProgram:
         """Return every specification that is wanted or may still run."""
         wanted = self._plan.replicas if self._plan is not None else ()
         return [*wanted, *(spec for keeper in self._keepers.values() for spec in keeper.specs)]
+
+    def _see_desk(self) -> None:
+        self._board.see_desk(self._desk.leases, self._desk.cordons)
+        if self._desk.is_waiting:
+            self._chips.hurry()
+
+    def _wake_refused(self) -> None:
+        for keeper in self._keepers.values():
+            keeper.chips_freed()
 
     def _see_chips(self, chips: tuple[Chip, ...]) -> None:
         self._has_chips = self._has_chips or bool(chips)

@@ -7,7 +7,8 @@ as descriptor 3, on which it reports `ok` once the record is written.
 
 SIGTERM ends the engine (SIGTERM to its group, SIGKILL after `term_s`). The engine asks the kernel for SIGKILL
 when its shim dies, so that a killed shim leaves nothing behind. The lock of the replica's folder is held as long
-as the shim lives: there are never two engines for one replica.
+as the shim lives: there are never two engines for one replica. So are the locks of its chips: never two engines on
+one card, even if whoever starts them lost its records.
 """
 
 import contextlib
@@ -77,6 +78,12 @@ def main(path: str) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return _report("another engine of this replica still lives")
+    for chip_lock in launch.get("chip_locks", ()):
+        try:
+            # Held until this process ends; the descriptor is kept by nobody else.
+            fcntl.flock(os.open(chip_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _report(f"another engine still has the chip of {chip_lock}")
     waker = _catch_signals()
     output, engine_output = os.pipe()
     shim_pid = os.getpid()

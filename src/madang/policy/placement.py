@@ -3,22 +3,38 @@
 Owns the fit and the replicas' names. Refuses to know how nodes are reached and when a node counts as lost. Called
 by the site process each time assignments, chips or cordons change.
 
-What runs stays where it is: a replica moves only when its chip is gone, failed, too small now, or on a node that
-drains or is lost. New ones go, in order of preference, to the artifact that the catalog names first, the healthier
-chip, the node with fewer replicas of the service, the emptier chip, then by name. Nothing ever goes over a chip's
-`engines_max` or its memory; what finds no place is returned with the reason.
+What runs stays where it is: a replica moves only when its chips are gone, failed, too small now, cordoned for a cause
+that leaves an engine no use of them, or on a node that drains or is lost. New ones go, in order of preference, to the
+artifact that the catalog names first, the healthier chips, the node with fewer replicas of the service, the emptier
+chips, then by name; `policy.allocation` chooses within a node. Nothing ever goes over what chips can give, nor to
+chips that a node has not got back yet; what finds no place is returned with the reason.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 
 import msgspec
 
 from madang.core import ChipId, NodeId, ReplicaId
-from madang.model import Artifact, Assignment, CatalogEntry, Chip, ChipHealth, ReplicaSpec, Service
+from madang.model import (
+    LEFT_BY_REPLICAS,
+    Artifact,
+    Assignment,
+    CatalogEntry,
+    Chip,
+    ChipCordon,
+    ChipHealth,
+    ChipLease,
+    ReplicaSpec,
+    Service,
+)
+from madang.policy.allocation import Allocation, Ask, Refusal, Use, choose_chips, find_obstacle
 from madang.policy.equivalence import keep_standing
 
 REPLICAS_PER_SERVICE_MAX = 256
 """The in-flight table's counters; a site cannot offer more engines than that."""
+_NODES_TOLD_MAX = 4
+"""Nodes that a reason names."""
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +46,8 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
         is_cordoned: nothing new goes there.
         is_draining: what is there leaves too.
         is_lost: silent for so long that what is there moves, if another place fits.
+        cordons: of chips, by rule and by hand.
+        leases: what its chips are held for, whether or not a plan names it still.
     """
 
     node: NodeId
@@ -38,6 +56,19 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     is_cordoned: bool = False
     is_draining: bool = False
     is_lost: bool = False
+    cordons: tuple[ChipCordon, ...] = ()
+    leases: tuple[ChipLease, ...] = ()
+
+    @property
+    def closed(self) -> dict[ChipId, str]:
+        """Return the chips that take nothing new, with the reason."""
+        by_cause = sorted(self.cordons, key=lambda cordon: cordon.cause, reverse=True)
+        return {cordon.chip_id: f"{cordon.cause}: {cordon.reason}" for cordon in by_cause}
+
+    def is_left(self, chip_ids: Iterable[ChipId]) -> bool:
+        """Return whether a replica on these chips had better be elsewhere."""
+        left = {cordon.chip_id for cordon in self.cordons if cordon.cause in LEFT_BY_REPLICAS}
+        return not left.isdisjoint(chip_ids)
 
 
 class Unplaced(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,9 +95,13 @@ class _Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Place(msgspec.Struct, frozen=True, kw_only=True):
     view: NodeView
-    chip: Chip
+    given: Allocation
     artifact: Artifact
     preference: int
+
+    @property
+    def chips(self) -> list[Chip]:
+        return [chip for chip in self.view.chips if chip.chip_id in self.given.chip_ids]
 
 
 class _Room:
@@ -74,53 +109,86 @@ class _Room:
 
     def __init__(self, nodes: Sequence[NodeView]) -> None:
         self.nodes = nodes
-        self.engines: dict[tuple[NodeId, ChipId], int] = {}
-        self.memory_bytes: dict[tuple[NodeId, ChipId], int] = {}
+        self.uses: dict[NodeId, list[Use]] = {view.node: [] for view in nodes}
         self.of_service: dict[tuple[NodeId, str], int] = {}
         self.placed: dict[NodeId, list[ReplicaSpec]] = {view.node: [] for view in nodes}
 
+    def list_uses(self, view: NodeView, replica_id: ReplicaId) -> list[Use]:
+        """Return what a new replica cannot have: what is planned, and what the node did not get back yet."""
+        planned = {(use.holder, use.chip_id) for use in self.uses[view.node]}
+        held = [
+            Use(
+                chip_id=chip_id,
+                holder=lease.holder,
+                cores=lease.cores,
+                memory_bytes=-(-lease.memory_bytes // len(lease.chip_ids)),
+            )
+            for lease in view.leases
+            for chip_id in lease.chip_ids
+            if lease.holder != replica_id and (lease.holder, chip_id) not in planned
+        ]
+        return [*self.uses[view.node], *held]
+
+    def find(self, wanted: _Wanted, view: NodeView, artifact: Artifact) -> Allocation | Refusal:
+        """Return what a new replica gets on a node."""
+        return choose_chips(_ask(artifact), view.chips, self.list_uses(view, wanted.replica_id), view.closed)
+
     def fits(self, place: _Place) -> bool:
-        """Return whether one more engine and its memory fit on the chip."""
-        key = (place.view.node, place.chip.chip_id)
-        return (
-            self.engines.get(key, 0) < place.chip.engines_max
-            and self.memory_bytes.get(key, 0) + place.artifact.memory_bytes <= place.chip.memory_bytes
-        )
+        """Return whether a replica that was there may stay: only what is planned counts."""
+        ask, given = _ask(place.artifact), place.given
+        chips = place.view.chips
+        if len(given.chip_ids) < (1 if ask.cores else ask.chips):
+            return False
+        return not find_obstacle(given.chip_ids, given.cores, chips, self.uses[place.view.node], ask.chip_memory_bytes)
 
     def take(self, wanted: _Wanted, place: _Place) -> None:
-        """Put a replica on a chip."""
-        key = (place.view.node, place.chip.chip_id)
-        service = wanted.service
-        self.engines[key] = self.engines.get(key, 0) + 1
-        self.memory_bytes[key] = self.memory_bytes.get(key, 0) + place.artifact.memory_bytes
-        self.of_service[place.view.node, service.name] = self.of_service.get((place.view.node, service.name), 0) + 1
+        """Put a replica on chips."""
+        service, node = wanted.service, place.view.node
+        self.uses[node] += [
+            Use(
+                chip_id=chip_id,
+                holder=wanted.replica_id,
+                cores=place.given.cores,
+                memory_bytes=_ask(place.artifact).chip_memory_bytes,
+            )
+            for chip_id in place.given.chip_ids
+        ]
+        self.of_service[node, service.name] = self.of_service.get((node, service.name), 0) + 1
         longest = place.artifact.context_tokens_max or service.context_tokens
-        self.placed[place.view.node].append(
+        self.placed[node].append(
             ReplicaSpec(
                 replica_id=wanted.replica_id,
                 service=service.name,
                 model=wanted.entry.name,
                 task=wanted.entry.task,
                 artifact=place.artifact,
-                chip_ids=(place.chip.chip_id,),
+                chip_ids=place.given.chip_ids,
                 context_tokens=min(service.context_tokens, longest),
                 slots=service.slots,
                 has_prefix_cache=service.has_prefix_cache,
+                cores=place.given.cores,
             )
         )
 
-    def rank(self, wanted: _Wanted, place: _Place) -> tuple[int, int, int, float, float, str, str]:
+    def rank(self, wanted: _Wanted, place: _Place) -> tuple[object, ...]:
         """Return how well a place suits, smallest first; ties end at the names."""
-        key = (place.view.node, place.chip.chip_id)
+        chips = place.chips
+        uses = [use for use in self.uses[place.view.node] if use.chip_id in place.given.chip_ids]
         return (
             place.preference,
-            0 if place.chip.health is ChipHealth.OK else 1,
+            any(chip.health is not ChipHealth.OK for chip in chips),
             self.of_service.get((place.view.node, wanted.service.name), 0),
-            self.engines.get(key, 0) / place.chip.engines_max,
-            self.memory_bytes.get(key, 0) / max(1, place.chip.memory_bytes),
+            Fraction(len(uses), max(1, sum(chip.engines_max for chip in chips))),
+            Fraction(sum(use.memory_bytes for use in uses), max(1, sum(chip.memory_bytes for chip in chips))),
             place.view.node,
-            place.chip.chip_id,
+            place.given.chip_ids,
         )
+
+
+def _ask(artifact: Artifact) -> Ask:
+    return Ask(
+        kinds=artifact.chip_kinds, chips=artifact.chips, cores=artifact.cores, memory_bytes=artifact.memory_bytes
+    )
 
 
 def plan_placement(
@@ -197,77 +265,82 @@ def _stay(wanted: _Wanted, room: _Room, at: Mapping[ReplicaId, tuple[NodeId, Rep
         room.placed[node].append(spec)
         return True
     place = _old_place(wanted, view, spec)
-    if place is None or place.chip.health is ChipHealth.FAILED or not room.fits(place):
+    if place is None or view.is_left(spec.chip_ids) or not room.fits(place):
         return False
     room.take(wanted, place)
     return True
 
 
 def _old_place(wanted: _Wanted, view: NodeView, spec: ReplicaSpec) -> _Place | None:
-    """Return the place that a spec names as the facts are now: the same chip, the same artifact if it still suits."""
-    chip = next((chip for chip in view.chips if (chip.chip_id,) == spec.chip_ids), None)
-    if chip is None:
-        return None
-    suiting = [place for place in _suiting(wanted, view, chip)]
+    """Return the place that a spec names as the facts are now: the same chips, the same artifact if it still suits."""
+    kinds = {chip.kind for chip in view.chips if chip.chip_id in spec.chip_ids}
+    suiting = [
+        _Place(
+            view=view,
+            given=Allocation(chip_ids=spec.chip_ids, cores=spec.cores),
+            artifact=artifact,
+            preference=preference,
+        )
+        for preference, artifact in enumerate(wanted.entry.artifacts)
+        if kinds and kinds <= {*artifact.chip_kinds}
+    ]
     same = [place for place in suiting if place.artifact.artifact_id == spec.artifact.artifact_id]
     return next(iter(same or suiting), None)
 
 
-def _suiting(wanted: _Wanted, view: NodeView, chip: Chip) -> Iterable[_Place]:
-    """Yield the artifacts that run on a chip, the catalog's first choice first."""
-    for preference, artifact in enumerate(wanted.entry.artifacts):
-        if chip.kind in artifact.chip_kinds:
-            yield _Place(view=view, chip=chip, artifact=artifact, preference=preference)
-
-
-def _is_open(view: NodeView, chip: Chip) -> bool:
-    """Return whether new replicas may go to a chip."""
-    if view.is_cordoned or view.is_draining or view.is_lost or not view.is_observed or chip.is_cordoned:
-        return False
-    return chip.health in (ChipHealth.OK, ChipHealth.DEGRADED)
+def _find_closed(view: NodeView) -> str:
+    """Return why a node takes nothing new; empty when it does."""
+    conditions = (
+        (not view.is_observed, "was not heard yet"),
+        (view.is_lost, "is lost"),
+        (view.is_draining, "is cordoned and drains"),
+        (view.is_cordoned, "is cordoned"),
+    )
+    return next((why for holds, why in conditions if holds), "")
 
 
 def _choose_place(wanted: _Wanted, room: _Room) -> _Place | None:
     places = [
-        place
+        _Place(view=view, given=given, artifact=artifact, preference=preference)
         for view in room.nodes
-        for chip in view.chips
-        if _is_open(view, chip)
-        for place in _suiting(wanted, view, chip)
-        if room.fits(place)
+        if not _find_closed(view)
+        for preference, artifact in enumerate(wanted.entry.artifacts)
+        if isinstance(given := room.find(wanted, view, artifact), Allocation)
     ]
     return min(places, key=lambda place: room.rank(wanted, place), default=None)
 
 
 def _last_resort(wanted: _Wanted, room: _Room, at: Mapping[ReplicaId, tuple[NodeId, ReplicaSpec]]) -> _Place | None:
-    """Return the old place on a lost node: when there is no other, the node may come back with its engines."""
+    """Return the old place on a lost node or bad chips: when there is no other, it may come back with its engines."""
     node, spec = at.get(wanted.replica_id, (None, None))
-    view = next((view for view in room.nodes if view.node == node and view.is_lost and not view.is_draining), None)
-    if view is None or spec is None:
+    view = next((view for view in room.nodes if view.node == node and not view.is_draining), None)
+    if view is None or spec is None or not (view.is_lost or view.is_left(spec.chip_ids)):
         return None
     place = _old_place(wanted, view, spec)
     return place if place is not None and room.fits(place) else None
 
 
 def _explain(wanted: _Wanted, room: _Room) -> str:
-    """Return why a replica has no place: the first condition that no chip meets."""
+    """Return why a replica has no place: what is in the way on each node that has chips of a kind that would do."""
     kinds = sorted({kind for artifact in wanted.entry.artifacts for kind in artifact.chip_kinds})
     if not kinds:
         return f"model {wanted.entry.name!r} has no artifact"
-    pairs = [(view, chip) for view in room.nodes for chip in view.chips if chip.kind in kinds]
-    if not pairs:
+    views = [view for view in room.nodes if any(chip.kind in kinds for chip in view.chips)]
+    if not views:
         return f"no chip of kind {' or '.join(kinds)} is known at this site"
-    usable = [(view, chip) for view, chip in pairs if _is_open(view, chip)]
-    if not usable:
-        return f"every chip of kind {' or '.join(kinds)} is cordoned, draining, lost or not healthy"
-    free = [(view, chip) for view, chip in usable if room.engines.get((view.node, chip.chip_id), 0) < chip.engines_max]
-    if not free:
-        taken = sum(chip.engines_max for _, chip in usable)
-        return f"all {taken} engine places on {len(usable)} chips of kind {' or '.join(kinds)} are taken"
-    most = max(chip.memory_bytes - room.memory_bytes.get((view.node, chip.chip_id), 0) for view, chip in free)
-    least = min(
-        artifact.memory_bytes
+    told = [f"node {view.node} {_explain_node(wanted, room, view)}" for view in views[:_NODES_TOLD_MAX]]
+    more = [f"and {len(views) - _NODES_TOLD_MAX} more nodes"] if len(views) > _NODES_TOLD_MAX else []
+    return "; ".join([*told, *more])
+
+
+def _explain_node(wanted: _Wanted, room: _Room, view: NodeView) -> str:
+    closed = _find_closed(view)
+    if closed:
+        return closed
+    here = {chip.kind for chip in view.chips}
+    refusals = [
+        found.reason
         for artifact in wanted.entry.artifacts
-        if {c.kind for _, c in free} & {*artifact.chip_kinds}
-    )
-    return f"it needs {least} bytes of chip memory and at most {most} are left on one chip"
+        if here & {*artifact.chip_kinds} and isinstance(found := room.find(wanted, view, artifact), Refusal)
+    ]
+    return "cannot: it " + ", or ".join(dict.fromkeys(refusals)) if refusals else "has room by now"

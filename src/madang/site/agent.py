@@ -14,9 +14,11 @@ import msgspec
 
 from madang.core import Clock, Conflict, Entropy, MadangError, Rejected, Unavailable
 from madang.machine.backoff import choose_backoff_s
+from madang.runtime.admin_http import NotFound
 from madang.runtime.bus import NO_RESPONDERS, Bus, BusMessage
 from madang.runtime.nats import DESIRED_STREAM, HUB_DOMAIN
 from madang.runtime.telemetry import EventLog
+from madang.site.cordons import Cordons
 from madang.site.desired import (
     Applied,
     DesiredView,
@@ -31,7 +33,7 @@ from madang.site.guard import GuardedStore
 from madang.site.link import HubLink
 from madang.site.resync import ResyncBuffer, Snapshot
 from madang.site.signal import Signal
-from madang.wire.bus import CommandReply, ResyncPart, command_subject, decode, decode_desired, encode
+from madang.wire.bus import CommandReply, CordonOrder, ResyncPart, command_subject, decode, decode_desired, encode
 
 PULL_BATCH_MAX = 100
 PULL_EXPIRES_S = 1.0
@@ -70,6 +72,7 @@ class DesiredAgent:
         store: GuardedStore,
         view: DesiredView,
         changed: Signal,
+        cordons: Cordons,
         link: HubLink,
         clock: Clock,
         entropy: Entropy,
@@ -83,6 +86,7 @@ class DesiredAgent:
             store: where items are applied.
             view: follows the commits; written only here.
             changed: rises after each commit that changed something.
+            cordons: carries out the hub's orders about nodes and chips.
             link: told of every contact.
             clock: for `applied_at_s`.
             entropy: seeds of the back-off.
@@ -93,6 +97,7 @@ class DesiredAgent:
         self._store = store
         self._view = view
         self._changed = changed
+        self._cordons = cordons
         self._link = link
         self._clock = clock
         self._entropy = entropy
@@ -240,8 +245,11 @@ class DesiredAgent:
                 self._log.warning("command_reply_lost", subject=message.subject, reason=error.message)
 
     async def _obey(self, verb: str, data: bytes) -> CommandReply:
+        if verb == "cordon":
+            return await self._cordon(data)
         if verb != "resync":
-            return CommandReply(is_ok=False, code="unknown_command", message=f"this release knows resync, not {verb!r}")
+            known = "this release knows resync and cordon"
+            return CommandReply(is_ok=False, code="unknown_command", message=f"{known}, not {verb!r}")
         try:
             snapshot = self._buffer.add(decode(data, ResyncPart), len(data))
             if snapshot is None:
@@ -252,6 +260,18 @@ class DesiredAgent:
             code = {Rejected: "invalid", Conflict: "older"}.get(type(error), "unavailable")
             return CommandReply(is_ok=False, code=code, message=str(error))
         return CommandReply(is_ok=True, code="applied", message=f"generation {snapshot.generation}")
+
+    async def _cordon(self, data: bytes) -> CommandReply:
+        try:
+            order = decode(data, CordonOrder)
+            await self._cordons.carry_out(order)
+        except MadangError as error:
+            self._log.error("cordon_refused", reason=error.message)
+            code = "not_found" if isinstance(error, NotFound) else "invalid"
+            return CommandReply(
+                is_ok=False, code="unavailable" if isinstance(error, Unavailable) else code, message=str(error)
+            )
+        return CommandReply(is_ok=True, code="done")
 
     async def _restore(self, snapshot: Snapshot) -> None:
         items = [check_item(item, self._site) for item in snapshot.items]

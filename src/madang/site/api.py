@@ -7,20 +7,20 @@ Tenants never reach it. No answer holds a secret: keys are shown without their d
 from typing import Any
 
 import msgspec
-import sqlalchemy as sa
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
 import madang
-from madang.core import NodeId
 from madang.model import ReplicaPhase
-from madang.runtime.admin_http import NotFound, json_response
+from madang.runtime.admin_http import NotFound, json_response, takes
+from madang.runtime.cordon_request import CordonReason, read_reason
 from madang.site.access_api import add_access_routes
 from madang.site.audit import ROWS_PER_PAGE_MAX, append_audit, read_audit
 from madang.site.desired import read_refusals
 from madang.site.leases.routes import add_lease_routes
-from madang.site.nodes import NodeState, write_cordon
+from madang.site.nodes import NodeState
 from madang.site.outbox import read_totals
 from madang.site.parts import SiteParts, find_closed_reason
+from madang.wire.bus import CordonOrder
 
 _ACTOR = "admin"
 
@@ -130,17 +130,7 @@ def _add_observed(router: APIRouter, parts: SiteParts) -> None:
 
     @router.get("/chips", tags=["observed"])
     async def list_chips() -> Response:
-        now_s = parts.clock.wall_s()
-        return json_response(
-            [
-                {
-                    **msgspec.to_builtins(chip),
-                    "site": parts.settings.name,
-                    "observed_age_s": round(max(0.0, now_s - chip.observed_at_s), 3),
-                }
-                for chip in parts.book.chips()
-            ]
-        )
+        return json_response(_chip_rows(parts))
 
     @router.get("/replicas", tags=["observed"])
     async def list_replicas() -> Response:
@@ -168,6 +158,18 @@ def _add_observed(router: APIRouter, parts: SiteParts) -> None:
         )
 
 
+def _chip_rows(parts: SiteParts) -> list[dict[str, Any]]:
+    now_s = parts.clock.wall_s()
+    return [
+        {
+            **row,
+            "site": parts.settings.name,
+            "observed_age_s": round(max(0.0, now_s - row["observed_at_s"]), 3),
+        }
+        for row in parts.book.chip_rows()
+    ]
+
+
 def show_node(parts: SiteParts, node: NodeState) -> dict[str, Any]:
     """Return one node as a row."""
     observed = node.observed
@@ -179,6 +181,7 @@ def show_node(parts: SiteParts, node: NodeState) -> dict[str, Any]:
         "reason": node.trouble,
         "is_cordoned": node.is_cordoned,
         "is_draining": node.is_draining,
+        "cordon_reason": node.reason,
         "plan_generation": node.plan.generation if node.plan is not None else 0,
         "accepted_generation": observed.plan_generation if observed is not None else None,
         "chips": len(observed.chips) if observed is not None else 0,
@@ -203,20 +206,20 @@ def _add_records(router: APIRouter, parts: SiteParts) -> None:
 
 
 def _add_actions(router: APIRouter, parts: SiteParts) -> None:
-    @router.post("/nodes/{name}/cordon", tags=["actions"])
-    async def cordon_node(name: str) -> Response:
-        """No new replicas go there."""
-        return json_response(await _set_cordon(parts, name, "cordon", is_cordoned=True, is_draining=False))
+    @router.post("/nodes/{name}/{verb}", tags=["actions"], openapi_extra=takes(CordonReason))
+    async def change_node(name: str, verb: str, request: Request) -> Response:
+        """Cordon (no new replicas), drain (those that are there leave too) or uncordon a node."""
+        order = CordonOrder(verb=verb, node=name, reason=await read_reason(request), actor=_ACTOR)
+        return json_response(show_node(parts, await parts.cordons.carry_out(order)))
 
-    @router.post("/nodes/{name}/uncordon", tags=["actions"])
-    async def uncordon_node(name: str) -> Response:
-        """Replicas may go there again."""
-        return json_response(await _set_cordon(parts, name, "uncordon", is_cordoned=False, is_draining=False))
-
-    @router.post("/nodes/{name}/drain", tags=["actions"])
-    async def drain_node(name: str) -> Response:
-        """No new replicas go there, and those that are there leave."""
-        return json_response(await _set_cordon(parts, name, "drain", is_cordoned=True, is_draining=True))
+    @router.post("/nodes/{name}/chips/{chip_id}/{verb}", tags=["actions"], openapi_extra=takes(CordonReason))
+    async def change_chip(name: str, chip_id: str, verb: str, request: Request) -> Response:
+        """Cordon one chip alone, or lift every cordon from it."""
+        reason = await read_reason(request)
+        order = CordonOrder(verb=verb, node=name, chip_id=chip_id, reason=reason, actor=_ACTOR)
+        await parts.cordons.carry_out(order)
+        rows = [row for row in _chip_rows(parts) if (row["node"], row["chip_id"]) == (name, chip_id)]
+        return json_response(rows[0] if rows else {"node": name, "chip_id": chip_id})
 
     @router.post("/replicas/{replica_id}/restart", tags=["actions"])
     async def restart_replica(replica_id: str) -> Response:
@@ -227,26 +230,6 @@ def _add_actions(router: APIRouter, parts: SiteParts) -> None:
         await _audit(parts, "replica.restart", replica_id, {"node": node})
         await parts.clients[node].restart_replica(replica_id)
         return json_response({"replica_id": replica_id, "node": node, "is_restarting": True}, 202)
-
-
-async def _set_cordon(
-    parts: SiteParts, name: str, verb: str, *, is_cordoned: bool, is_draining: bool
-) -> dict[str, Any]:
-    node = parts.book.nodes.get(NodeId(name))
-    if node is None:
-        known = ", ".join(sorted(parts.book.nodes)) or "none"
-        raise NotFound(f"site {parts.settings.name} has no node {name!r}; it has {known}")
-    now_s = parts.clock.wall_s()
-
-    def write(connection: sa.Connection) -> None:
-        write_cordon(connection, node.name, is_cordoned=is_cordoned, is_draining=is_draining, now_s=now_s)
-        append_audit(connection, at_s=now_s, actor=_ACTOR, action=f"node.{verb}", target=node.name, detail={})
-
-    await parts.store.write(write)
-    node.is_cordoned, node.is_draining = is_cordoned, is_draining
-    parts.book.changed.rise()
-    parts.log.info("node_cordon_changed", node=node.name, verb=verb)
-    return show_node(parts, node)
 
 
 async def _audit(parts: SiteParts, action: str, target: str, detail: dict[str, Any]) -> None:

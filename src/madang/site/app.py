@@ -23,12 +23,14 @@ from madang.core import Clock, Entropy, MadangError, Unavailable, s_to_ns
 from madang.runtime.admin_http import AdminServer, make_admin_app
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.collector import calm_collector
+from madang.runtime.cordon_request import CordonReason
 from madang.runtime.files import read_secret
 from madang.runtime.settings import load_settings
 from madang.runtime.store import upgrade_schema
 from madang.runtime.telemetry import EventLog
 from madang.site.api import find_problems, make_router
 from madang.site.bootstrap import gateway_token_file, prepare_site
+from madang.site.cordons import load_cordons
 from madang.site.desired import read_desired, read_meta, write_meta
 from madang.site.feed import remove_leftovers
 from madang.site.internal import Doors, make_internal_app
@@ -101,6 +103,7 @@ def _prepare_database(parts: SiteParts) -> None:
     def load(connection: sa.Connection) -> None:
         parts.view.take(read_desired(connection))
         parts.book.load(read_nodes(connection))
+        load_cordons(connection, parts.book)
         text = read_meta(connection, _CONTACT)
         parts.link.contact_wall_s = float(text) if text else None
         prune_totals(connection, parts.clock.wall_s())
@@ -191,6 +194,7 @@ def make_app(parts: SiteParts) -> FastAPI:
         log=parts.log,
         registry=parts.registry,
         find_problems=lambda: find_problems(parts),
+        structs=(CordonReason,),
         routers=[make_router(parts)],
     )
 

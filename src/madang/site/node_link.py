@@ -8,6 +8,7 @@ known with its age.
 
 import asyncio
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -109,6 +110,10 @@ class NodeClient:
     async def restart_replica(self, replica_id: str) -> None:
         """Restart one engine; raises as `_call` does."""
         await self._call("POST", f"/api/v1/replicas/{replica_id}/restart")
+
+    async def uncordon_chip(self, chip_id: str) -> None:
+        """Lift the cordons of the node's own rules from a chip; raises as `_call` does."""
+        await self._call("POST", f"/api/v1/chips/{quote(chip_id, safe='')}/uncordon")
 
     async def _call(self, method: str, path: str, **request: Any) -> bytes:
         """Return the body of a 2xx answer.

@@ -4,12 +4,14 @@ Owns the newest observation of every node, cordons, plans with their generations
 two. Refuses to talk to nodes: `node_link` does. Called by the node links, the planner, the feed and the API.
 """
 
+from typing import Any
+
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from madang.core import Clock, NodeId, SiteId, ns_to_s
-from madang.model import Chip, ReplicaObserved, ReplicaSpec
+from madang.model import ChipCordon, ReplicaObserved, ReplicaSpec
 from madang.policy.placement import NodeView, Unplaced
 from madang.site.signal import Signal
 from madang.site.tables import NODE
@@ -19,6 +21,17 @@ OFFERED_UNTIL_S = 30.0
 """A node program that is silent so long is not being restarted: its engines are not offered to the gateway any more."""
 LOST_AFTER_S = 120.0
 """After it the node's replicas are planned elsewhere, if another node has room."""
+
+_READINGS: dict[str, Any] = {
+    "memory_free_bytes": None,
+    "utilisation": None,
+    "temperature_c": None,
+    "power_w": None,
+    "clock_mhz": None,
+    "throttle_reasons": (),
+    "observed_at_s": 0.0,
+}
+"""What of a chip changes with every reading."""
 
 _plan_encoder = msgspec.json.Encoder()
 _plan_decoder = msgspec.json.Decoder(NodePlan)
@@ -33,6 +46,8 @@ class NodeState(msgspec.Struct, kw_only=True):
         heard_ns: monotonic instant of the newest answer of any kind.
         since_ns: monotonic instant since which it is waited for, for a node not heard yet.
         trouble: why it does not answer; empty when it does.
+        reason: why people cordoned it.
+        chip_cordons: chips of it that people cordoned.
     """
 
     name: NodeId
@@ -43,6 +58,8 @@ class NodeState(msgspec.Struct, kw_only=True):
     observed: NodeObserved | None = None
     heard_ns: int | None = None
     trouble: str = ""
+    reason: str = ""
+    chip_cordons: tuple[ChipCordon, ...] = ()
 
 
 class NodeBook:
@@ -93,6 +110,8 @@ class NodeBook:
                 is_cordoned=node.is_cordoned,
                 is_draining=node.is_draining,
                 is_lost=node.observed is not None and self.silence_s(node) > LOST_AFTER_S,
+                cordons=self.cordons(node),
+                leases=node.observed.leases if node.observed is not None else (),
             )
             for node in self.nodes.values()
         )
@@ -101,14 +120,50 @@ class NodeBook:
         """Return what each node was told last."""
         return {node.name: node.plan.replicas for node in self.nodes.values() if node.plan is not None}
 
-    def chips(self) -> tuple[Chip, ...]:
-        """Return the chips of all nodes that were heard; a cordoned node's chips count as cordoned."""
+    def node_cordons(self, node: NodeState) -> tuple[ChipCordon, ...]:
+        """Return the chips that a node's own rules cordoned."""
+        return node.observed.cordons if node.observed is not None else ()
+
+    def cordons(self, node: NodeState) -> tuple[ChipCordon, ...]:
+        """Return every cordon of a node's chips, by rule and by hand, by chip and cause."""
         return tuple(
-            msgspec.structs.replace(chip, is_cordoned=chip.is_cordoned or node.is_cordoned)
-            for node in self.nodes.values()
-            if node.observed is not None
-            for chip in node.observed.chips
+            sorted((*self.node_cordons(node), *node.chip_cordons), key=lambda cordon: (cordon.chip_id, cordon.cause))
         )
+
+    def chip_rows(self) -> list[dict[str, Any]]:
+        """Return the chips of all nodes that were heard, each with its cordons and who holds it.
+
+        A cordoned node's chips count as cordoned.
+        """
+        rows = []
+        for node in self.nodes.values():
+            for chip in node.observed.chips if node.observed is not None else ():
+                cordons = [one for one in self.cordons(node) if one.chip_id == chip.chip_id]
+                reasons = [f"{one.cause}: {one.reason}" for one in cordons]
+                reasons += [f"node cordoned{': ' if node.reason else ''}{node.reason}"] if node.is_cordoned else []
+                leases = node.observed.leases if node.observed is not None else ()
+                rows.append(
+                    {
+                        **msgspec.to_builtins(chip),
+                        "is_cordoned": chip.is_cordoned or bool(reasons),
+                        "cordon_reason": "; ".join(reasons),
+                        "cordons": msgspec.to_builtins(cordons),
+                        "leases": [msgspec.to_builtins(one) for one in leases if chip.chip_id in one.chip_ids],
+                    }
+                )
+        return rows
+
+    def node_rows(self) -> list[dict[str, Any]]:
+        """Return what people ordered of each node."""
+        return [
+            {
+                "node": node.name,
+                "is_cordoned": node.is_cordoned,
+                "is_draining": node.is_draining,
+                "cordon_reason": node.reason,
+            }
+            for node in self.nodes.values()
+        ]
 
     def replicas(self) -> tuple[ReplicaObserved, ...]:
         """Return every replica that was seen, engine keys included; for this site's own use."""
@@ -133,12 +188,9 @@ class NodeBook:
 
 def _matter(observed: NodeObserved) -> object:
     """Return what of an observation somebody acts on: all but progress and readings."""
-    chips = [
-        (chip.chip_id, chip.kind, chip.memory_bytes, chip.engines_max, chip.health, chip.reason, chip.is_cordoned)
-        for chip in observed.chips
-    ]
+    chips = [msgspec.structs.replace(chip, **_READINGS) for chip in observed.chips]
     replicas = [msgspec.structs.replace(replica, progress=None) for replica in observed.replicas]
-    return (observed.boot_id, observed.plan_generation, chips, replicas)
+    return (observed.boot_id, observed.plan_generation, chips, replicas, observed.leases, observed.cordons)
 
 
 def make_plan(site: SiteId, node: NodeState, replicas: tuple[ReplicaSpec, ...]) -> NodePlan | None:

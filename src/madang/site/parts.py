@@ -20,6 +20,7 @@ from madang.site.access_archive import AccessArchive
 from madang.site.agent import DesiredAgent
 from madang.site.artifacts import SiteArtifacts
 from madang.site.bootstrap import SITE_USER, access_folder, identity_file, password_file
+from madang.site.cordons import Cordons
 from madang.site.desired import DesiredView
 from madang.site.feed import FeedWriter, Replicas
 from madang.site.forwarder import Forwarder
@@ -68,6 +69,7 @@ class SiteParts:
     forwarder: Forwarder
     book: NodeBook
     clients: dict[NodeId, NodeClient]
+    cordons: Cordons
     planner: Planner
     peers: Peers
     replicas: Replicas
@@ -154,7 +156,9 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
     database = Store(sqlite_url(settings.state_dir / "site.db"))
     kit = _make_kit(settings, database, clock, entropy, log)
     receipts, access = _make_receipts(kit, identity), _make_access(kit, identity)
-    agent, importer, forwarder = _make_agent(kit), _make_importer(kit, receipts), _make_forwarder(kit)
+    clients = _make_clients(kit)
+    cordons = _make_cordons(kit, clients)
+    agent, importer, forwarder = _make_agent(kit, cordons), _make_importer(kit, receipts), _make_forwarder(kit)
     replicas = Replicas(book=kit.book, feed_dir=settings.feed_dir, store=kit.store)
     peers = _make_peers(kit, identity, replicas)
     tenant_data = _make_tenant_data(kit, replicas, peers)
@@ -189,7 +193,8 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         receipt_api=_make_receipt_api(kit, receipts, importer, peers),
         forwarder=forwarder,
         book=kit.book,
-        clients=_make_clients(kit),
+        clients=clients,
+        cordons=cordons,
         planner=_make_planner(kit),
         peers=peers,
         replicas=replicas,
@@ -215,13 +220,20 @@ def _make_sources(kit: _Kit, **parts: Any) -> MetricSources:
     )
 
 
-def _make_agent(kit: _Kit) -> DesiredAgent:
+def _make_cordons(kit: _Kit, clients: dict[NodeId, NodeClient]) -> Cordons:
+    return Cordons(
+        site=kit.settings.name, book=kit.book, clients=clients, store=kit.store, clock=kit.clock, log=kit.log
+    )
+
+
+def _make_agent(kit: _Kit, cordons: Cordons) -> DesiredAgent:
     return DesiredAgent(
         site=kit.settings.name,
         bus=kit.bus,
         store=kit.store,
         view=kit.view,
         changed=kit.changed,
+        cordons=cordons,
         link=kit.link,
         clock=kit.clock,
         entropy=kit.entropy,

@@ -82,8 +82,9 @@ class Pulse:
                 boot_id=self._boot_id,
                 seq=self._statuses,
                 sent_at_s=self._clock.wall_s(),
-                chips=tuple(msgspec.Raw(msgspec.json.encode(chip)) for chip in self._nodes.chips()),
+                chips=tuple(msgspec.Raw(msgspec.json.encode(row)) for row in self._nodes.chip_rows()),
                 replicas=tuple(msgspec.Raw(msgspec.json.encode(replica)) for replica in replicas),
+                nodes=tuple(msgspec.Raw(msgspec.json.encode(row)) for row in self._nodes.node_rows()),
             )
             await self._publish(status_subject(self._site), encode(status))
             await asyncio.sleep(_GAP_S)

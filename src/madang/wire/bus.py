@@ -119,6 +119,23 @@ class ResyncPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     version: int = 1
 
 
+class CordonOrder(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="cordon_order"):
+    """A change of cordons at a site, ordered by the hub on `cmd.<site>.cordon`.
+
+    Attributes:
+        verb: `cordon`, `uncordon`, or for a node `drain`.
+        chip_id: empty for the whole node.
+        actor: who wants it, for the site's audit log.
+    """
+
+    verb: str
+    node: str
+    chip_id: str = ""
+    reason: str = ""
+    actor: str = "admin"
+    version: int = 1
+
+
 class CommandReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="reply"):
     """What a site answers to a command."""
 
@@ -129,7 +146,10 @@ class CommandReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
 
 
 class SiteStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="site_status"):
-    """The site's observed state on `status.<site>.observed`: JSON of chips and replicas, without engine keys."""
+    """The site's observed state on `status.<site>.observed`: JSON of chips and replicas, without engine keys.
+
+    `nodes` has a row a node: its name, cordon, drain and the reason.
+    """
 
     site: SiteId
     boot_id: str
@@ -137,10 +157,11 @@ class SiteStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     sent_at_s: float
     chips: tuple[msgspec.Raw, ...] = ()
     replicas: tuple[msgspec.Raw, ...] = ()
+    nodes: tuple[msgspec.Raw, ...] = ()
     version: int = 1
 
 
-Message = Heartbeat | Digest | UsageBatch | ResyncPart | CommandReply | SiteStatus
+Message = Heartbeat | Digest | UsageBatch | ResyncPart | CordonOrder | CommandReply | SiteStatus
 T = TypeVar("T", bound=Message)
 
 _encoder = msgspec.json.Encoder()

@@ -2,13 +2,14 @@
 
 Owns the shapes. `PUT /api/v1/plan` hands a whole plan over (repeating it is harmless, an older generation is
 refused with 409); `GET /api/v1/observed?after=<seq>&wait_s=<s>` returns at once when `seq` has moved on, else
-waits up to `wait_s`. `POST /api/v1/replicas/<id>/restart` restarts one engine. Bearer token.
+waits up to `wait_s`. `POST /api/v1/replicas/<id>/restart` restarts one engine, `POST
+/api/v1/chips/<id>/uncordon` lifts the cordons of the node's own rules from a chip. Bearer token.
 """
 
 import msgspec
 
 from madang.core import NodeId, SiteId
-from madang.model import Chip, ReplicaObserved, ReplicaSpec
+from madang.model import Chip, ChipCordon, ChipLease, ReplicaObserved, ReplicaSpec
 
 
 class NodePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +23,12 @@ class NodePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeObserved(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node sees; `seq` grows with every change since `boot_id` began."""
+    """What a node sees; `seq` grows with every change since `boot_id` began.
+
+    Attributes:
+        leases: who holds which chip, and which are not back yet.
+        cordons: of the node's own rules; those that people set are the site's.
+    """
 
     node: NodeId
     boot_id: str
@@ -31,4 +37,6 @@ class NodeObserved(msgspec.Struct, frozen=True, kw_only=True):
     observed_at_s: float
     chips: tuple[Chip, ...]
     replicas: tuple[ReplicaObserved, ...]
+    leases: tuple[ChipLease, ...] = ()
+    cordons: tuple[ChipCordon, ...] = ()
     version: int = 1

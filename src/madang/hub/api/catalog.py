@@ -76,7 +76,12 @@ def _add_observed(router: APIRouter, parts: HubParts) -> None:
 
     @router.get("/nodes", tags=["observed"])
     async def list_nodes() -> Response:
-        return json_response(_group_nodes(parts.observed.list_rows("chips"), parts.observed.list_rows("replicas")))
+        orders = {(row["site"], row["node"]): row for row in parts.observed.list_rows("nodes")}
+        rows = _group_nodes(parts.observed.list_rows("chips"), parts.observed.list_rows("replicas"))
+        told = ("is_cordoned", "is_draining", "cordon_reason")
+        return json_response(
+            [{**row, **{name: orders.get((row["site"], row["node"]), {}).get(name) for name in told}} for row in rows]
+        )
 
 
 def _group_nodes(chips: list[dict[str, Any]], replicas: list[dict[str, Any]]) -> list[dict[str, Any]]:
