@@ -140,6 +140,13 @@ def test_versions_that_do_not_fit_cordon_until_they_do(bench):
     assert bench.causes() == []
 
 
+def test_a_shared_processor_is_not_cordoned_for_being_slow(bench):
+    slow = {"health": ChipHealth.DEGRADED, "reason": "hot", "throttle_reasons": ("thermal",)}
+    for _ in range(200):
+        bench.see(chip("cpu0", engines_max=8, **slow), chip("n1", **slow))
+    assert {name for name, _ in bench.causes()} == {"n1"}
+
+
 def test_memory_that_is_not_freed_cordons_and_its_freeing_lifts_it(bench):
     bench.desk.acquire(spec())
     bench.see(chip("n0", used=40 * GIB), chip("n1"))

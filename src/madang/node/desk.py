@@ -186,7 +186,9 @@ class ChipDesk:
             track = self._tracks.get(chip.chip_id, ChipTrack())
             self._tracks[chip.chip_id], found = note_reading(track, chip, now_ns, self._watch)
             for cause, reason in found:
-                self._cordon(chip.chip_id, cause, reason)
+                # A shared processor is all that its node has: slow or not, people decide about it.
+                if cause is CordonCause.INCOMPATIBLE or not is_shared(chip):
+                    self._cordon(chip.chip_id, cause, reason)
             if not chip.incompatibility:
                 self._lift(chip.chip_id, CordonCause.INCOMPATIBLE)
         self._feed(Seen(chips, asked_ns))
