@@ -20,7 +20,7 @@ import zipfile
 import httpx
 import pytest
 from tests.e2e.embedded import wait_for
-from tests.e2e.test_examples import EXAMPLES, is_ready, run_client
+from tests.e2e.test_examples import EXAMPLES, is_ready, run_client, usage_of, wait_for_usage
 from tests.engine.engine_replicas import fetched
 from tests.engine.test_onnx import wheel_file
 from tests.engine.test_whisper import RECORDING
@@ -62,19 +62,19 @@ class Deployed:
         self.example = example
         self.service = service
         self.site = site
-        self.key = federation.key(KEY_OF)
-        self.client = httpx.Client(
-            base_url=federation.url("national"), headers={"authorization": f"Bearer {self.key}"}, timeout=300
-        )
+        self._before = usage_of(federation, KEY_OF, service)
+        headers = {"authorization": f"Bearer {federation.key(KEY_OF)}"}
+        self.client = httpx.Client(base_url=federation.url("national"), headers=headers, timeout=300)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
 
     def counted(self, requests):
-        """Return the service's row of usage once it has so many requests."""
-
-        def find():
-            rows = self.federation.madang_json("usage", "--tenant", KEY_OF, "--group-by", "service")["rows"]
-            return next((r for r in rows if r["service"] == self.service and r["requests"] == requests), None)
-
-        return wait_for(f"{requests} requests to {self.service} in the ledger", find, 60, every_s=0.5)
+        """Return what the ledger counts of this test's use, once it is so many requests."""
+        return wait_for_usage(self.federation, KEY_OF, self.service, self._before, requests)
 
     def run_client(self, *words):
         return run_client(self.federation, self.example, "national", KEY_OF, *words, timeout_s=400)
@@ -101,8 +101,8 @@ def deployed(federation, example, service, site, *price):
     """Run one service of an example's file."""
     text = (EXAMPLES / example / "services.toml").read_text(encoding="utf-8")
     (table,) = (one for one in text.split("\n\n") if f'name = "{service}"' in one)
-    with services(federation, table, service, site, *price):
-        yield Deployed(federation, example, service, site)
+    with services(federation, table, service, site, *price), Deployed(federation, example, service, site) as one:
+        yield one
 
 
 @contextlib.contextmanager
@@ -151,7 +151,7 @@ def test_korean_search_by_tokens(healthy, tmp_path):
     documents = tmp_path / "articles.txt"
     documents.write_text("\n".join(found), encoding="utf-8")
     with deployed(healthy, "city-hall", "city-search", "gwangju", "--tokens-read", "30") as one:
-        said = one.run_client("--documents", str(documents), "대통령은 몇 년 동안 일하고 다시 뽑힐 수 있나요?")
+        said = one.run_client("--documents", str(documents), "대통령의 임기는 몇 년인가요?")
         row = one.counted(2)
     by_embeddings, first_by_rerank = said.splitlines()[0], said.splitlines()[2]
     assert "대통령의 임기는 5년으로 하며, 중임할 수 없다" in by_embeddings
@@ -267,8 +267,10 @@ def sound_of(scores, is_defect):
 def test_samples_of_a_signal(healthy):
     """Speech detection, which no example has: its rows are samples."""
     table = '[[service]]\nname = "voice"\nmodel = "silero-vad"\nsites = ["gumi"]\n'
-    with services(healthy, table, "voice", "gumi", "--sample", "0.01"):
-        one = Deployed(healthy, "", "voice", "gumi")
+    with (
+        services(healthy, table, "voice", "gumi", "--sample", "0.01"),
+        Deployed(healthy, "", "voice", "gumi") as one,
+    ):
         with wave.open(str(fetched(RECORDING))) as sound:
             frames = array.array("h", sound.readframes(16_000 * 12))[16_000 * 10 :]
         found = []

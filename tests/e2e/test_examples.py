@@ -23,6 +23,28 @@ def run_client(federation, example, site, tenant, *words, timeout_s=60):
     return done.stdout
 
 
+COUNTED = ("requests", "prompt_tokens", "completion_tokens", "audio_s", "images", "samples", "charge_micro_won")
+
+
+def usage_of(federation, tenant, service):
+    """Return what the ledger counts of a tenant's use of a service."""
+    rows = federation.madang_json("usage", "--tenant", tenant, "--group-by", "service")["rows"]
+    found = next((row for row in rows if row["service"] == service), {})
+    return {name: found.get(name, 0) for name in COUNTED}
+
+
+def wait_for_usage(federation, tenant, service, before, requests):
+    """Return what the ledger counts beyond `before`, once that is so many requests."""
+
+    def find():
+        now = usage_of(federation, tenant, service)
+        return now if now["requests"] >= before["requests"] + requests else None
+
+    now = wait_for(f"{requests} requests to {service} in the ledger", find, 60, every_s=0.5)
+    assert now["requests"] == before["requests"] + requests
+    return {name: now[name] - before[name] for name in COUNTED}
+
+
 def is_ready(federation, site, service):
     return any(one["phase"] == "ready" for one in federation.engines(site, service))
 
@@ -44,6 +66,7 @@ def test_an_example_would_apply_and_a_dry_run_changes_nothing(federation, folder
 
 def test_the_city_hall_finds_what_a_citizen_means(healthy):
     federation, file = healthy, str(EXAMPLES / "city-hall" / "services.toml")
+    before = usage_of(federation, "gwangju-city", "city-search")
     try:
         assert "+ service city-search" in federation.madang("service", "apply", "-f", file).stdout
         assert "nothing to apply" in federation.madang("service", "apply", "-f", file).stdout
@@ -53,12 +76,7 @@ def test_the_city_hall_finds_what_a_citizen_means(healthy):
         assert "대형 폐기물" in first
         assert "대형 폐기물" in rest.splitlines()[1]
         assert "gwangju" in rest.splitlines()[-1]
-
-        def counted():
-            rows = federation.madang_json("usage", "--tenant", "gwangju-city", "--group-by", "service")["rows"]
-            return next((row for row in rows if row["service"] == "city-search" and row["requests"] == 2), None)
-
-        row = wait_for("both requests in the ledger", counted, 30, every_s=0.3)
+        row = wait_for_usage(federation, "gwangju-city", "city-search", before, 2)
         assert row["prompt_tokens"] > 100
         assert (row["images"], row["samples"], row["audio_s"]) == (0, 0, 0)
     finally:
