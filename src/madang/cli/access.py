@@ -89,6 +89,14 @@ class Access:
             )
         return AdminClient(self._hub_url, self._token, name="the hub")
 
+    def hub_as_worker(self) -> tuple[str, str]:
+        """Return the hub's URL and the token that was given; a worker's token is never that of the state folder."""
+        if self._token is None:
+            raise Rejected(
+                "a worker needs its own --token", next_step="get one with: madang model worker NAME --offer …"
+            )
+        return self._hub_url or self.credentials().hub_url, self._token
+
     def site(self, name: str) -> "AdminClient":
         """Return a client of a site's own admin API; its URL and token come from the state folder."""
         from madang.runtime.admin_client import AdminClient

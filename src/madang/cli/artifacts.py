@@ -21,6 +21,8 @@ _COVERAGE = (
     ("MISSING", lambda row: row["text"] or "-"),
 )
 
+_WORK_PERIOD_S = 10.0
+
 
 def add_commands(models: typer.Typer) -> None:
     """Add the commands to the group `model`."""
@@ -28,6 +30,7 @@ def add_commands(models: typer.Typer) -> None:
     command(models, "builds")(_builds)
     command(models, "worker")(_worker)
     command(models, "workers")(_workers)
+    command(models, "work")(_work)
     command(models, "keys")(_keys)
     command(models, "cache")(_cache)
     command(models, "compare")(_compare)
@@ -162,6 +165,38 @@ def _workers(access: Access) -> None:
         ),
         rows,
     )
+
+
+def _work(
+    access: Access,
+    run: Annotated[str, typer.Option("--run", help="The command that compiles: a program and its arguments.")],
+    folder: Annotated[Path, typer.Option("--folder", help="Where builds get their folders; needs room.")],
+    is_once: Annotated[bool, typer.Option("--once", help="Do one build, or none, and end.")] = False,
+) -> None:
+    """Compile what is asked for, one build after the other; --token is the worker's own."""
+    import shlex
+    import threading
+
+    from madang.cli.build_work import WorkApi, work_once
+    from madang.core import Unavailable
+
+    wait = threading.Event().wait
+    api = WorkApi(*access.hub_as_worker())
+    try:
+        while True:
+            try:
+                ended = work_once(api, shlex.split(run), folder, wait)
+            except Unavailable as error:
+                if is_once:
+                    raise
+                ended = error.message
+            if ended or is_once:
+                say(ended or "nothing to do")
+            if is_once:
+                return
+            wait(_WORK_PERIOD_S)
+    finally:
+        api.close()
 
 
 def _keys(access: Access) -> None:
