@@ -292,6 +292,7 @@ def test_a_models_card_says_what_it_can_do(client: openai.OpenAI) -> None:
     assert (cards[CHAT].owned_by, cards[CHAT].object) == ("madang", "model")
     assert cards[CHAT].madang == {
         "task": "chat",
+        "unit": "token",
         "endpoints": ["/v1/chat/completions", "/v1/completions", "/v1/responses"],
         "features": ["json_schema", "logprobs"],
         "context_tokens": 4096,

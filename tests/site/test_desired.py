@@ -333,6 +333,8 @@ def test_a_database_of_the_release_before_gets_the_table_of_leases(tmp_path):
     upgrade_schema(engine, "madang.site:migrations")
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE lease_pot")
+        for column in ("audio_s", "images", "samples"):
+            connection.exec_driver_sql(f"ALTER TABLE usage_total DROP COLUMN {column}")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0004'")
         write_meta(connection, "kept", "yes")
     upgrade_schema(engine, "madang.site:migrations")

@@ -295,7 +295,7 @@ def test_metrics_health_and_the_orderly_stop(world):
             assert name in text
         assert (await daegu.client.get("/readyz")).status_code == 200
         assert (await daegu.client.get("/api/v1/status", headers={"authorization": "Bearer no"})).status_code == 401
-        assert "/api/v1/nodes/{name}/drain" in (await daegu.client.get("/openapi.json")).text
+        assert "/api/v1/nodes/{name}/{verb}" in (await daegu.client.get("/openapi.json")).text
         assert (await daegu.client.post("/api/v1/nodes/nowhere/drain")).status_code == 404
         loop = asyncio.get_running_loop()
         started_s = loop.time()
