@@ -217,7 +217,7 @@ def test_many_clients_that_never_read_take_little_memory(lab: Lab) -> None:
                 client = held.enter_context(closing(RawClient(site.connect())))
                 client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
                 client.send(post(chat_body(stream=True), KEY))
-            wait_until(lambda: engine.active == NEVER_READING, "all of them are being answered")
+            wait_until(lambda: engine.active == NEVER_READING, "all of them are being answered", 60)
             polls: list[int] = []
 
             def is_held_back() -> bool:

@@ -274,6 +274,9 @@ def brute_force(wanted, chips, uses, closed):
 @settings(max_examples=400, deadline=None)
 @given(worlds(), asks)
 @example(([chip("a", kind="rbln", group="s1"), chip("b", kind="rbln", group="s1")], [], {}), ask(2, 0, ("rbln",)))
+@example(
+    ([chip("a", kind="rbln", group="s1"), chip("b", kind="rbln", group="s1", model="y")], [], {}), ask(1, 0, ("rbln",))
+)
 def test_what_is_given_is_sound_and_something_is_given_whenever_something_may_be(world, wanted):
     chips, uses, closed = world
     found = choose_chips(wanted, chips, uses, closed)

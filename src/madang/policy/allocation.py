@@ -178,6 +178,9 @@ def _list_cards(chips: Iterable[Chip], uses: Sequence[Use]) -> list[_Card]:
 
 def _find_closed(card: _Card, closed: Mapping[ChipId, str]) -> str:
     """Return why a card takes nothing new, empty when it does; a card is as good as its worst chip."""
+    models = sorted({chip.model for chip in card.chips})
+    if len(models) > 1:
+        return f"its card has chips of several models ({', '.join(models)}); an engine runs on one"
     for chip in card.chips:
         where = "" if len(card.chips) == 1 else f"{chip.chip_id} of its card "
         if chip.chip_id in closed:
