@@ -1,6 +1,8 @@
 """Programs that the bench starts: on which core they run, what they used of it, and their end."""
 
+import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -97,7 +99,10 @@ def usage_of(pids: Iterable[int]) -> Usage:
 
 
 def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """Return a port that nobody has, below those that the system hands to outgoing connections of the load itself."""
+    for _ in range(200):
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port in 200 tries")
