@@ -8,6 +8,7 @@ The relay's legs call it. Reuse is counted, since a pool that never reuses looks
 import asyncio
 import ssl
 from collections.abc import Callable
+from functools import partial
 
 from madang.core import Rejected
 from madang.gateway.metrics import Meter
@@ -159,17 +160,18 @@ class UpstreamPool:
             reason = f"{self._connections_max} connections to engines and peers are open, as many as there may be"
             call.fail(Failure.CONNECT, reason)
             return
-        task = self._spawn(self._connect(call))
+        connection = UpstreamConnection(self, call.target)
+        task = self._spawn(self._connect(call, connection))
         self._opening += 1
-        task.add_done_callback(self._on_opened)
+        task.add_done_callback(partial(self._on_ended, connection))
         call.wait_for(task)
 
-    async def _connect(self, call: Call) -> None:
+    async def _connect(self, call: Call, connection: UpstreamConnection) -> None:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 host, port, is_secure = call.target
-                _, connection = await self.loop.create_connection(
-                    lambda: UpstreamConnection(self, call.target),
+                await self.loop.create_connection(
+                    lambda: connection,
                     host,
                     port,
                     ssl=self._secure() if is_secure else None,
@@ -189,8 +191,14 @@ class UpstreamPool:
             else:
                 call.fail(Failure.CLOSED, f"{call.target} closed the connection at once")
 
-    def _on_opened(self, _task: "asyncio.Task[None]") -> None:
+    def note_open(self) -> None:
+        """A connection is made; called by it, so that none counts twice while its task still runs."""
         self._opening -= 1
+        self.open_count += 1
+
+    def _on_ended(self, connection: UpstreamConnection, _task: "asyncio.Task[None]") -> None:
+        if not connection.was_opened:
+            self._opening -= 1
 
     def _secure(self) -> ssl.SSLContext:
         if self._context is None:
