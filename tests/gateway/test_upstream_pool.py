@@ -1,6 +1,8 @@
 """The pool of connections to engines at its limit, on real sockets."""
 
 import asyncio
+import socket
+import threading
 
 from madang.gateway.metrics import Meter
 from madang.gateway.target import Target, TimeLimits
@@ -76,3 +78,46 @@ def test_as_many_calls_as_there_may_be_connections_begin_at_once() -> None:
         return ends
 
     assert asyncio.run(asyncio.wait_for(play(), 60)) == [""] * COUNT
+
+
+def test_a_loop_that_was_busy_itself_does_not_give_up_a_connect() -> None:
+    """The connection is made by the kernel while the loop stands; only a silent other side is given up."""
+
+    async def play(is_silent: bool) -> str:
+        loop = asyncio.get_running_loop()
+        tasks: set[asyncio.Task[None]] = set()
+
+        def spawn(work) -> "asyncio.Task[None]":
+            task = loop.create_task(work)
+            tasks.add(task)
+            return task
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(ANSWER)
+            await reader.read()
+            writer.close()
+
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+            held = [socket.socket() for _ in range(8 if is_silent else 0)]
+            for one in held:  # fills the backlog, so that the kernel leaves later ones without an answer
+                one.setblocking(False)
+                one.connect_ex(full.getsockname())
+            server = await asyncio.start_server(serve, "127.0.0.1", 0)
+            port = full.getsockname()[1] if is_silent else server.sockets[0].getsockname()[1]
+            pool = UpstreamPool(loop, spawn, Meter("daegu"), 0.05)
+            heard = Heard()
+            pool.call(Target("127.0.0.1", port), REQUEST, heard, TimeLimits(first_byte_s=30.0, stall_s=30.0))
+            if not is_silent:
+                loop.call_soon(lambda: threading.Event().wait(0.5))  # the loop stands, as under a burst
+            end = await heard.over
+            pool.close()
+            await asyncio.gather(*tasks)
+            server.close()
+            await server.wait_closed()
+            for one in held:
+                one.close()
+        return end
+
+    assert asyncio.run(asyncio.wait_for(play(is_silent=False), 60)) == ""
+    assert "within 0.05 s" in asyncio.run(asyncio.wait_for(play(is_silent=True), 60))

@@ -19,6 +19,10 @@ CONNECTIONS_MAX = 2560
 IDLE_PER_TARGET_MAX = 256
 IDLE_S_MAX = 30.0
 SWEEP_PERIOD_S = 5.0
+LATE_S = 0.2
+"""A timer that fires this much after its time shows that the loop was busy, not that the other side was slow."""
+LOOKS_MAX = 3
+"""How often the limit of a connect is given again for that."""
 
 
 class Call:
@@ -107,6 +111,32 @@ class Call:
             self.receiver.on_failed(failure, reason)
 
 
+class _Patience:
+    """The limit of one connect, which a loop that is late itself does not hold against the other side.
+
+    When thousands begin at once, timers are due before the loop has looked at what came in meanwhile.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: asyncio.Timeout, wait_s: float) -> None:
+        self._loop = loop
+        self._limit = limit
+        self._wait_s = wait_s
+        self._looks = 1
+        self._handle = loop.call_later(wait_s, self._look)
+
+    def _look(self) -> None:
+        late_s = self._loop.time() - self._handle.when()
+        if late_s > LATE_S and self._looks < LOOKS_MAX:
+            self._looks += 1
+            self._handle = self._loop.call_later(self._wait_s, self._look)
+        else:
+            self._limit.reschedule(self._loop.time())
+
+    def end(self) -> None:
+        """Watch no longer."""
+        self._handle.cancel()
+
+
 class UpstreamPool:
     """Idle connections by target, and new ones when there is none."""
 
@@ -168,14 +198,18 @@ class UpstreamPool:
 
     async def _connect(self, call: Call, connection: UpstreamConnection) -> None:
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                host, port, is_secure = call.target
-                await self.loop.create_connection(
-                    lambda: connection,
-                    host,
-                    port,
-                    ssl=self._secure() if is_secure else None,
-                )
+            async with asyncio.timeout(None) as limit:
+                patience = _Patience(self.loop, limit, self._connect_timeout_s)
+                try:
+                    host, port, is_secure = call.target
+                    await self.loop.create_connection(
+                        lambda: connection,
+                        host,
+                        port,
+                        ssl=self._secure() if is_secure else None,
+                    )
+                finally:
+                    patience.end()
         except TimeoutError:
             call.fail(Failure.CONNECT, f"no connection to {call.target} within {self._connect_timeout_s:g} s")
         except OSError as error:
