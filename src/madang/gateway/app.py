@@ -42,6 +42,7 @@ from madang.gateway.upstream import UpstreamPool
 from madang.gateway.usage_log import Disk, UsageLog
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.collector import calm_collector
+from madang.runtime.files import make_private_folder
 from madang.runtime.machine_boot import read_boot
 from madang.runtime.settings import load_settings
 from madang.runtime.telemetry import EventLog
@@ -319,18 +320,10 @@ class GatewayWorker:
 
 def _make_folders(settings: GatewaySettings) -> Path:
     """Make sure of the folders that a worker writes to, and return the one of access records."""
-    for folder in (settings.feed_dir, settings.usage_dir):
-        _make_folder(folder)
     access_dir = settings.access_dir or settings.usage_dir.parent / ACCESS_FOLDER
-    _make_folder(access_dir, mode=0o700)
+    for folder in (settings.feed_dir, settings.usage_dir, access_dir):
+        make_private_folder(folder)
     return access_dir
-
-
-def _make_folder(folder: Path, mode: int = 0o777) -> None:
-    try:
-        folder.mkdir(mode=mode, parents=True, exist_ok=True)
-    except OSError as error:
-        raise Unavailable(f"cannot create {folder}: {error.strerror}") from error
 
 
 def inherited_sockets(environ: Mapping[str, str]) -> dict[str, socket.socket]:
