@@ -40,7 +40,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         site_api_url: where the site's own process listens, `http://host:port`; empty: files and batches answer 503.
         site_api_token_file: holds the token that it asks gateways for; mode 0600.
         otlp_traces_url: where an OpenTelemetry collector takes traces by OTLP over HTTP, `http://host:4318/v1/traces`;
-            empty: none are made, and contexts of callers are passed on as they came.
+            empty: none are made, and contexts of callers are passed on as they came, but for data of class
+            `classified`.
         trace_ratio: share of requests that are traced when their caller has not decided.
         debug_ratio: share of requests that are told in the log, one line each, never a word of their content.
     """
