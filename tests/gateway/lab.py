@@ -141,6 +141,7 @@ class LabSite:
     replicas: list[LocalReplica] = field(default_factory=list)
     peers: list[str] = field(default_factory=list)
     peer_urls: dict[str, str] = field(default_factory=dict)
+    encrypted_links: set[str] = field(default_factory=set)
     digest_age_s: float = 0.1
     data_class_max: DataClass = DataClass.SENSITIVE
     round_trips_s: dict[str, float] = field(default_factory=dict)
@@ -262,6 +263,7 @@ class LabSite:
             services=other.own_loads(),
             sessions=(session_between(self.name, name),),
             round_trip_s=self.round_trips_s.get(name, -1.0),
+            is_link_encrypted=name in self.encrypted_links,
         )
 
     def refresh(self) -> None:

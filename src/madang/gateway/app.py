@@ -28,6 +28,7 @@ from madang.gateway.body_pool import BodyPool
 from madang.gateway.feed import FeedWatcher
 from madang.gateway.file_budget import FileBudget, plan_files, raise_file_limit
 from madang.gateway.inflight import InFlightTable
+from madang.gateway.link_watch import LinkWatch
 from madang.gateway.metrics import Meter
 from madang.gateway.peer_port import PeerPort
 from madang.gateway.port import Handler, Limits, Port
@@ -112,6 +113,8 @@ class GatewayWorker:
         self.usage = self._make_log(boot, clock, disk)
         self._inflight = InFlightTable(settings.feed_dir, worker)
         self.tls = self._read_certificate(clock)
+        self._peer_roots = self._read_peer_roots()
+        self._links = LinkWatch(self.feed, log)
         self._pool = self._make_pool()
         self._tracing = Tracing(settings)
         self.relay = Relay(
@@ -153,6 +156,7 @@ class GatewayWorker:
         )
         self.rates = RateTable(folder, self._worker, boot=boot, clock=clock)
         self.meter.read_open_reservations = lambda: self.purse.open_count
+        self.meter.read_links = lambda: {} if self.feed.live is None else self.feed.live.links
         return Admission(self.purse, self.rates, self.meter, clock)
 
     def _make_pool(self) -> UpstreamPool:
@@ -174,7 +178,7 @@ class GatewayWorker:
             return Port(self._loop, clock, handler, limits, self.meter.count_reject, self.bodies)
 
         admin = AdminPort(self.feed, self.usage, self.meter, lambda: self._is_stopping, self._list_warnings)
-        site_link = SiteLink(self.relay, self._spawn, self._log)
+        site_link = self._site_link = SiteLink(self.relay, self._spawn, self._log)
         tenants = TenantPort(self.relay, site_link)
         return {
             "tenant": make_port(tenants, self._files.connections_max),
@@ -281,13 +285,30 @@ class GatewayWorker:
 
         return TlsIdentity(settings, loop=self._loop, clock=clock, log=self._log)
 
-    def _peer_context(self) -> ssl.SSLContext:
+    def _read_peer_roots(self) -> ssl.SSLContext | None:
+        """Return who vouches for peers, where a file says so: one that cannot be used is an error now, not later.
+
+        The system's roots, which cost memory, are read when a peer is first dialled with TLS.
+        """
+        if self._settings.peer_ca_file is None:
+            return None
         from madang.gateway.tls import peer_context
 
         return peer_context(self._settings.peer_ca_file)
 
+    def _peer_context(self) -> ssl.SSLContext:
+        from madang.gateway.tls import peer_context
+
+        return self._peer_roots or peer_context(None)
+
     def _list_warnings(self) -> list[str]:
-        found = [self._files.shortfall, self.access.failure, self.tls.warning() if self.tls is not None else ""]
+        found = [
+            self._files.shortfall,
+            self.access.failure,
+            self.tls.warning() if self.tls is not None else "",
+            self._links.warning(),
+            self._site_link.warning(),
+        ]
         return [warning for warning in found if warning]
 
     def _look_for_others(self) -> None:
@@ -299,6 +320,7 @@ class GatewayWorker:
             self._is_access_failing = not self._is_access_failing
             self._log.warning("gateway_access_log", is_written=not self._is_access_failing, reason=self.access.failure)
         self.meter.access_written, self.meter.access_lost = self.access.written, self.access.lost
+        self._links.look()
         self.meter.connections = self.ports["tenant"].connections
         self.meter.connections_max = self._files.connections_max
         self.meter.certificate_not_after_s = 0.0 if self.tls is None else self.tls.not_after_s

@@ -123,8 +123,8 @@ def exhausted_error(service: str, site: SiteId, failure: AttemptFailure, attempt
 
 
 def refusal_error(service: str, site: SiteId, refusal: Refusal) -> ApiError:
-    """Return the error for a request that nobody is asked to serve; residency has an error of its own."""
-    assert refusal.reason is not RefusalReason.RESIDENCY
+    """Return the error for a request that nobody is asked to serve; residency and clear links have their own."""
+    assert refusal.reason not in (RefusalReason.RESIDENCY, RefusalReason.CLEAR_LINK)
     what = service or "this request"
     if refusal.reason is RefusalReason.OVERLOADED:
         message = f"every replica of {what} that site {site} may use is full"

@@ -25,7 +25,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         tls_certificate_file, tls_key_file: PEM: the certificate with its chain, and its key without a passphrase, mode
             0600; a newer pair is taken within seconds.
         tls_handshake_timeout_s, tls_handshakes_max: limits of the handshakes of one port.
-        peer_ca_file: who vouches for peers whose URL is `https://`; none for the system's roots.
+        peer_ca_file: who vouches for peers whose URL is `https://`, read at the start; none for the system's roots.
         workers: processes sharing the listening sockets.
         head_bytes_max, headers_max, body_bytes_max: limits of one request; over them 431, 431 and 413.
         body_memory_bytes_max: request bodies that one worker holds at once, over all connections; over it 503. The

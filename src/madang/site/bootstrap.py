@@ -90,7 +90,8 @@ def prepare_site(settings: SiteSettings, entropy: Entropy | None = None) -> Site
         Rejected: the name is not valid, or a file that exists is damaged.
         Unavailable: naming the path that cannot be written or is open to others.
     """
-    check_site_name(settings.name)
+    for name in (settings.name, *settings.encrypted_links):
+        check_site_name(name)
     entropy = entropy or SystemEntropy()
     make_private_folder(settings.state_dir, is_ours_alone=False)
     for folder in (
