@@ -30,6 +30,7 @@ from madang.gateway.file_budget import FileBudget, plan_files, raise_file_limit
 from madang.gateway.inflight import InFlightTable
 from madang.gateway.link_watch import LinkWatch
 from madang.gateway.metrics import Meter
+from madang.gateway.origins import Origins, most_of_one
 from madang.gateway.peer_port import PeerPort
 from madang.gateway.port import Handler, Limits, Port
 from madang.gateway.purse import Purse
@@ -133,6 +134,7 @@ class GatewayWorker:
             log=log,
         )
         self.bodies = BodyPool(settings.body_memory_bytes_max)
+        self.origins = Origins(most_of_one(self._files.connections_max, settings.connections_per_address_max))
         self.ports = self._make_ports(clock)
 
     def _make_log(self, boot: str, clock: Clock, disk: Disk | None) -> UsageLog:
@@ -173,15 +175,15 @@ class GatewayWorker:
     def _make_ports(self, clock: Clock) -> dict[str, Port]:
         settings = self._settings
 
-        def make_port(handler: Handler, connections_max: int) -> Port:
+        def make_port(handler: Handler, connections_max: int, origins: Origins | None = None) -> Port:
             limits = Limits.from_settings(settings, connections_max)
-            return Port(self._loop, clock, handler, limits, self.meter.count_reject, self.bodies)
+            return Port(self._loop, clock, handler, limits, self.meter.count_reject, self.bodies, origins)
 
         admin = AdminPort(self.feed, self.usage, self.meter, lambda: self._is_stopping, self._list_warnings)
         site_link = self._site_link = SiteLink(self.relay, self._spawn, self._log)
         tenants = TenantPort(self.relay, site_link)
         return {
-            "tenant": make_port(tenants, self._files.connections_max),
+            "tenant": make_port(tenants, self._files.connections_max, self.origins),
             "peer": make_port(PeerPort(self.relay, site_link), settings.upstreams_max),
             "admin": make_port(admin, ADMIN_CONNECTIONS_MAX),
         }
@@ -322,6 +324,7 @@ class GatewayWorker:
         self.meter.access_written, self.meter.access_lost = self.access.written, self.access.lost
         self._links.look()
         self.meter.connections = self.ports["tenant"].connections
+        self.meter.connections_refused = self.ports["tenant"].refusals_by_reason
         self.meter.connections_max = self._files.connections_max
         self.meter.certificate_not_after_s = 0.0 if self.tls is None else self.tls.not_after_s
         self._timers = [timer for timer in self._timers if not timer.cancelled() and timer.when() > self._loop.time()]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 from madang.gateway.deadline import Deadline
 from madang.gateway.exchange import JSON_TYPE, Exchange, error_body, retry_after_line
+from madang.gateway.origins import NO_VISIT, Visit
 from madang.wire.http1 import (
     HEAD_END,
     ChunkedDecoder,
@@ -78,10 +79,12 @@ class ServerConnection(asyncio.Protocol):
         "_scanned",
         "_state",
         "_transport",
+        "visit",
     )
 
-    def __init__(self, port: "Port") -> None:
+    def __init__(self, port: "Port", visit: Visit = NO_VISIT) -> None:
         self._port = port
+        self.visit = visit
         self._state = _HEAD
         self._address: str | None = None
         self._buffer = b""
@@ -104,7 +107,8 @@ class ServerConnection(asyncio.Protocol):
         is_admitted = self._port.admit(self)
         self._deadline.set(self._port.limits.head_timeout_s, self._on_idle)
         if not is_admitted:
-            self._reject(ApiError(ErrorCode.OVERLOADED, "too many connections; try again", retry_after_s=1.0))
+            whose = "" if self.visit.is_welcome else " from this address"
+            self._reject(ApiError(ErrorCode.OVERLOADED, f"too many connections{whose}; try again", retry_after_s=1.0))
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of the client."""

@@ -204,6 +204,8 @@ class Meter(Collector):
             sum_value=self.commit.sum,
         )
         yield _gauge("in_flight_requests", "Requests that engines and peers work on.", self.in_flight)
+        text = "Connections of clients that were refused: too many of all, or of one address."
+        yield _by_one("connections_refused", text, "reason", self.connections_refused)
         yield _gauge("open_connections", "Connections of clients.", self.connections)
         yield _gauge("connections_max", "Connections of clients that are taken at most.", self.connections_max)
         yield _by_one("tls_handshakes", "Handshakes of TLS.", "result", self.handshakes)

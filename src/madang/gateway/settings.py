@@ -35,6 +35,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             instead of being kept; in it no piece may take longer than body_timeout_s.
         connect_timeout_s, first_byte_timeout_s, stall_timeout_s: limits towards an engine.
         connections_max: connections of tenants per worker; over it the newest is refused.
+        connections_per_address_max: of them, from one IPv4 address or one /64 of IPv6; over it the newest is refused. A
+            half of `connections_max` unless it is set; 0 for no limit, as behind a proxy, which is one address for all.
         upstreams_max: connections per worker to engines and peers, and again as many from peers.
         drain_timeout_s: how long a worker that was told to stop waits for the requests in progress.
         site_api_url: where the site's own process listens, `http://host:port`; empty: files and batches answer 503.
@@ -78,6 +80,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     upload_bytes_max: int = 210 * 1024 * 1024
     upload_timeout_s: float = 900.0
     connections_max: int = 12_000
+    connections_per_address_max: int | None = None
     upstreams_max: int = 2_560
     drain_timeout_s: float = 10.0
     site_api_url: str = ""
