@@ -234,7 +234,10 @@ class Journey:
     # --- the way back
 
     def _give_up(self, refusal: Refusal | None) -> None:
-        error = self._final_error(refusal)
+        self.refuse(self._final_error(refusal))
+
+    def refuse(self, error: ApiError) -> None:
+        """Answer that nobody serves it here, and supersede what an earlier attempt may have done."""
         if self._has_unknown_fate:
             self.abandon(error)
         else:

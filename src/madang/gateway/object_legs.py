@@ -74,10 +74,18 @@ class ObjectLeg(EngineLeg):
         """Nothing yet: the answer is judged when it is whole."""
 
     def _on_piece(self, data: bytes) -> None:
-        self._pieces.append(data)
-        self._size += len(data)
-        if self._size > self.bytes_max:
+        size = self._size + len(data)
+        if size > self.bytes_max:
             self._fail(AttemptFailure.PROTOCOL, f"the engine's answer is over {self.bytes_max} bytes")
+        elif not self._journey.exchange.hold(len(data)):
+            self._refuse_to_hold()
+        else:
+            self._pieces.append(data)
+            self._size = size
+
+    def _fail(self, failure: AttemptFailure, reason: str) -> None:
+        self._journey.exchange.let_go(self._size)
+        super()._fail(failure, reason)
 
     def _on_complete(self) -> None:
         try:

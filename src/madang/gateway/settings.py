@@ -28,8 +28,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         peer_ca_file: who vouches for peers whose URL is `https://`, read at the start; none for the system's roots.
         workers: processes sharing the listening sockets.
         head_bytes_max, headers_max, body_bytes_max: limits of one request; over them 431, 431 and 413.
-        body_memory_bytes_max: request bodies that one worker holds at once, over all connections; over it 503. The
-            peak is about three times as much: a body is joined once and rewritten once.
+        body_memory_bytes_max: request bodies that one worker holds at once, over all connections; over it 503. Answers
+            that are kept until they are whole count too, and may take a quarter more. The peak is three times as much
+            or so: a body is joined once and rewritten once.
         head_timeout_s, body_timeout_s, idle_timeout_s: limits of each phase of a connection.
         upload_bytes_max, upload_timeout_s: limits of an upload to `/v1/files`, which flows through to the site process
             instead of being kept; in it no piece may take longer than body_timeout_s.
