@@ -28,6 +28,7 @@ class FakeEngine:
     error_middle: reports an error inside the stream after two tokens. no_done: ends without [DONE].
     drop_after: answers, then closes the connection without having said so. wait: waits for `gate`, then answers.
     flood: a large token as fast as the socket takes it, until left. steps: waits for `step` before each token.
+    half: sends half of an object and closes.
     """
 
     mode: str = "ok"
@@ -118,7 +119,7 @@ class FakeEngine:
         else:
             self._write_json(writer, 404, {"error": {"message": "no such path"}})
         await writer.drain()
-        return self.mode != "drop_after"
+        return self.mode not in ("drop_after", "half")
 
     def _embeddings(self, body: dict) -> dict:
         rows = [
@@ -208,7 +209,8 @@ class FakeEngine:
 
     def _write_json(self, writer: asyncio.StreamWriter, status: int, body: dict) -> None:
         data = json.dumps(body).encode()
+        sent = data[: len(data) // 2] if self.mode == "half" else data
         writer.write(
             b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
-            % (status, len(data), data)
+            % (status, len(data), sent)
         )

@@ -20,7 +20,7 @@ import msgspec
 import uvloop
 from tests.gateway.fake_engine import FakeEngine
 
-from madang.core import Clock, KeyId, ServiceName, SiteId, TenantId
+from madang.core import Clock, KeyId, MadangError, ServiceName, SiteId, TenantId
 from madang.gateway.app import GatewayWorker
 from madang.gateway.settings import GatewaySettings
 from madang.gateway.usage_log import Disk
@@ -141,6 +141,7 @@ class LabSite:
     replicas: list[LocalReplica] = field(default_factory=list)
     peers: list[str] = field(default_factory=list)
     peer_urls: dict[str, str] = field(default_factory=dict)
+    encrypted_links: set[str] = field(default_factory=set)
     digest_age_s: float = 0.1
     data_class_max: DataClass = DataClass.SENSITIVE
     round_trips_s: dict[str, float] = field(default_factory=dict)
@@ -242,7 +243,7 @@ class LabSite:
             key_policies=tuple(lab.key_policies),
             tariffs=tuple(lab.tariffs),
         )
-        replace_file(self.feed_dir / SNAPSHOT_FILE, encode_feed(snapshot))
+        replace_file(self.feed_dir / SNAPSHOT_FILE, encode_feed(snapshot), mode=0o600)
         live = GatewayLive(
             written_ns=time.monotonic_ns(),
             boot_id="b",
@@ -262,6 +263,7 @@ class LabSite:
             services=other.own_loads(),
             sessions=(session_between(self.name, name),),
             round_trip_s=self.round_trips_s.get(name, -1.0),
+            is_link_encrypted=name in self.encrypted_links,
         )
 
     def refresh(self) -> None:
@@ -455,16 +457,22 @@ class Lab:
             site.write_feed()
 
         async def make() -> GatewayWorker:
-            worker = GatewayWorker(
-                site.settings,
-                0,
-                clock=clock or SystemClock(),
-                entropy=SystemEntropy(),
-                log=EventLog(SystemClock(), site.log),
-                tasks=self.tasks,
-                sockets={name: held.dup() for name, held in site.sockets.items()},
-                disk=disk,
-            )
+            sockets = {name: held.dup() for name, held in site.sockets.items()}
+            try:
+                worker = GatewayWorker(
+                    site.settings,
+                    0,
+                    clock=clock or SystemClock(),
+                    entropy=SystemEntropy(),
+                    log=EventLog(SystemClock(), site.log),
+                    tasks=self.tasks,
+                    sockets=sockets,
+                    disk=disk,
+                )
+            except MadangError:
+                for held in sockets.values():
+                    held.close()
+                raise
             await worker.start()
             return worker
 

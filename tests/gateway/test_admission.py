@@ -537,6 +537,19 @@ def test_no_request_reads_or_writes_more_than_its_context(body: bytes) -> None:
     assert written == (20 if body is BODY else 512)
 
 
+def test_a_picture_may_cost_the_whole_context() -> None:
+    """Of one colour it is a few bytes, and as many tokens as any other of its size."""
+    service = Service(name=ServiceName(CHAT), model="m", context_tokens=8192)
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    body = json.dumps({"model": CHAT, "messages": [{"role": "user", "content": [part]}], "n": 2}).encode()
+
+    class Head:
+        fields: dict[bytes, bytes] = {}  # noqa: RUF012
+
+    request = read_request(Endpoint.CHAT, body, Head())  # type: ignore[arg-type]
+    assert worst_tokens(request, service, len(body)) == (2 * 8192, 2 * 8192)
+
+
 def test_events_of_one_request_name_one_charge(site: LabSite, bank: Bank, city: LabTenant) -> None:
     fund(site, bank, bank.add("city"), RICH)
     assert site.chat(city).status == 200

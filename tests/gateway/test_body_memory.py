@@ -1,17 +1,19 @@
-"""What a worker holds of bodies and of answers on their way, whatever clients do."""
+"""What a worker holds of bodies and of answers, those on their way included, whatever clients do."""
 
+import json
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from tests.gateway.lab import CITY, Lab, LabSite, wait_until
+from tests.gateway.lab import CITY, EMBED, Answer, Lab, LabSite, wait_until
 from tests.gateway.raw import RawClient, chat_body, post
 from tests.gateway.wire_bench import LIMITS, FakeClock, FakeLoop, FakeTransport, Recorder
 
 from madang.gateway.body_pool import BodyPool
 from madang.gateway.http1 import ServerConnection
 from madang.gateway.port import Port
+from madang.model import Outcome, UsageEvent
 
 KEY = CITY.key
 POOL_BYTES, BODY_BYTES_MAX = 100_000, 60_000
@@ -132,6 +134,108 @@ def test_an_answer_that_is_read_slowly_is_held_back_at_the_engine(lab: Lab, site
             most = max(most, engine.sent_bytes - read)
     assert most < 16 * 1024 * 1024
     wait_until(lambda: engine.active == 0, "the engine is left")
+
+
+# --- answers that are kept until they are whole
+
+EMBEDDINGS = b"/v1/embeddings"
+VECTOR = [0.123456789] * 8_000
+"""Some 104 kB as JSON: one fits beside small bodies, two do not."""
+
+
+def embed(site: LabSite) -> Answer:
+    return site.request("POST", EMBEDDINGS.decode(), {"model": EMBED, "input": ["진동"]}, key=KEY)
+
+
+@pytest.fixture(params=["served here", "passed on"])
+def embedder(lab: Lab, request: pytest.FixtureRequest) -> LabSite:
+    """A site with little memory that answers with what an engine of its own, or of a peer, has computed."""
+    site, far = lab.site(), lab.site("gumi")
+    engine = lab.engine(vectors=[VECTOR])
+    (site if request.param == "served here" else far).add_replica(engine, EMBED)
+    site.peers, far.peers = ["gumi"], ["daegu"]
+    lab.start(site, body_memory_bytes_max=POOL_BYTES, body_bytes_max=BODY_BYTES_MAX)
+    lab.start(far)
+    return site
+
+
+def test_an_answer_that_does_not_fit_is_refused_and_not_billed(lab: Lab, embedder: LabSite) -> None:
+    engine, pool = lab.engines[0], embedder.worker.bodies
+    assert embed(embedder).json["data"][0]["embedding"] == VECTOR
+    engine.vectors = [VECTOR * 2]
+    for _ in range(3):
+        refused = embed(embedder)
+        assert (refused.status, refused.error["code"], refused.headers["retry-after"]) == (503, "overloaded", "1")
+        assert "answers" in refused.error["message"]
+        wait_until(lambda: pool.bytes_held == 0, "nothing stays held of it")
+    wait_until(lambda: engine.active == 0, "the engine is left")
+    engine.vectors = [VECTOR]
+    assert embed(embedder).status == 200
+    last: dict[str, UsageEvent] = {}
+    for event in sorted([*embedder.events(), *lab.sites["gumi"].events()], key=lambda one: one.attempt):
+        last[event.request_id] = event
+    outcomes = [event.outcome for event in last.values() if event.outcome is not Outcome.ABANDONED]
+    assert outcomes == [Outcome.COMPLETED] * 2, "who got no answer pays for none"
+
+
+def test_bodies_leave_room_for_the_answers_to_them(lab: Lab, embedder: LabSite) -> None:
+    """A quarter beyond what bodies may fill is the answers' own: no work is futile because bodies filled everything."""
+    pool = embedder.worker.bodies
+    lab.engines[0].vectors = [VECTOR[:1500]]
+    full = pool.bytes_max - 1000
+    lab.loop.call_soon_threadsafe(pool.take, full)
+    wait_until(lambda: pool.bytes_held == full, "bodies fill it")
+    assert embed(embedder).status == 200
+    lab.engines[0].vectors = [VECTOR]
+    assert embed(embedder).status == 503
+    wait_until(lambda: pool.bytes_held == full, "only what bodies hold")
+    lab.loop.call_soon_threadsafe(pool.give_back, full)
+
+
+def test_an_answer_that_nobody_reads_stays_counted(lab: Lab) -> None:
+    """What lies between us and a slow reader is memory too, more than the kernel takes off us (4 MB at most)."""
+    site = lab.site()
+    site.add_replica(lab.engine(vectors=[[0.12345678901234567] * 500_000]), EMBED)  # 10 MB as JSON
+    lab.start(site, body_memory_bytes_max=12 << 20)
+    pool = site.worker.bodies
+    request = post(json.dumps({"model": EMBED, "input": ["x"]}).encode(), KEY, path=EMBEDDINGS)
+    with closing(RawClient(site.connect(timeout_s=60))) as client:
+        client.send(request)
+        wait_until(lambda: len(site.events()) == 1, "it is served, as far as we are concerned")
+        assert pool.bytes_held > 9_000_000
+        assert embed(site).status == 503, "there is no room for another"
+        assert len(client.answer().body) > 9_000_000
+        wait_until(lambda: pool.bytes_held == 0, "the client has it")
+        client.send(request)
+        wait_until(lambda: len(site.events()) == 2, "the next one")
+        assert pool.bytes_held > 9_000_000
+    wait_until(lambda: pool.bytes_held == 0, "a client that leaves takes its answer with it")
+
+
+def test_an_answer_that_fails_half_way_is_counted_out_before_the_next_try(lab: Lab) -> None:
+    site = lab.site()
+    for _ in range(2):
+        site.add_replica(lab.engine(vectors=[VECTOR + VECTOR[:3000]], mode="half"), EMBED)
+    lab.start(site, body_memory_bytes_max=POOL_BYTES, body_bytes_max=BODY_BYTES_MAX)
+    answer = embed(site)
+    assert (answer.status, answer.error["code"]) == (502, "upstream_failed")
+    assert [len(engine.requests) for engine in lab.engines] == [1, 1]
+    assert site.worker.bodies.refusals == 0, "half of each fits, and not of both"
+    wait_until(lambda: site.worker.bodies.bytes_held == 0, "nothing is held")
+
+
+@pytest.mark.parametrize("answers", [1, 2])
+def test_texts_that_are_put_together_are_counted_in_steps(lab: Lab, answers: int) -> None:
+    site = lab.site()
+    engine = lab.engine(tokens=["x" * 3000] * 20)
+    site.add_replica(engine)
+    lab.start(site, body_memory_bytes_max=POOL_BYTES, body_bytes_max=BODY_BYTES_MAX)
+    assert site.chat(CITY, n=answers).status == 200
+    engine.tokens = ["x" * 3000] * 60
+    assert site.chat(CITY, n=answers).error["code"] == "overloaded"
+    wait_until(lambda: engine.active == 0, "the engine is left")
+    assert site.chat(CITY, n=answers, stream=True).status == 200, "what is streamed is not held"
+    wait_until(lambda: site.worker.bodies.bytes_held == 0, "nothing is held")
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])

@@ -13,8 +13,9 @@ from tests.gateway.raw import RawClient, chat_body, post
 from tests.gateway.worker_process import WorkerProcess
 
 from madang.core import Rejected
-from madang.gateway.acceptor import REFUSALS_MAX, Acceptor
+from madang.gateway.acceptor import Acceptor
 from madang.gateway.file_budget import CONNECTIONS_LEAST, OTHER_FILES, plan_files
+from madang.gateway.origins import NO_VISIT, REFUSALS_MAX, Visit
 from madang.gateway.settings import GatewaySettings
 from madang.runtime.clock import SystemClock
 from madang.runtime.telemetry import EventLog
@@ -51,7 +52,7 @@ def worker(lab: Lab) -> Iterator[WorkerProcess]:
     site = lab.site()
     site.add_replica(lab.engine())
     site.write_feed()
-    one = WorkerProcess(site, files_max=400, connections_max=1000, upstreams_max=16)
+    one = WorkerProcess(site, files_max=400, connections_max=1000, connections_per_address_max=0, upstreams_max=16)
     try:
         yield one.wait_ready()
     finally:
@@ -128,9 +129,10 @@ class Greeter(asyncio.Protocol):
 
 
 class Room:
-    room = 1
+    def enter(self, address: object, waiting: int) -> Visit:
+        return NO_VISIT
 
-    def connect(self) -> asyncio.Protocol:
+    def connect(self, visit: Visit) -> asyncio.Protocol:
         return Greeter()
 
 

@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from tests.gateway.lab import CITY, CLINIC, Lab, LabSite, LabTenant, residency, wait_until
 
+from madang.core import Rejected
 from madang.runtime.admin_http import AdminServer
 from madang.runtime.clock import SystemClock
 from madang.runtime.files import write_secret
@@ -282,3 +283,39 @@ def test_a_wrong_token_or_a_dead_process_is_503(lab: Lab, site: LabSite, process
     ]
     (tmp_path / "token").unlink()
     assert site.request("GET", "/v1/files", key=CITY.key).status == 503
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "said"),
+    [(TOKEN, 0o644, "open to others"), (b"", 0o600, "no token"), (b"\xff", 0o600, "no text")],
+)
+def test_a_token_that_cannot_be_used_is_an_error_at_the_start(
+    lab: Lab, tmp_path: Path, content: bytes, mode: int, said: str
+) -> None:
+    token = tmp_path / "token"
+    token.write_bytes(content)
+    token.chmod(mode)
+    with pytest.raises(Rejected, match=said) as refused:
+        lab.start(lab.site(), site_api_url="http://127.0.0.1:1", site_api_token_file=token)
+    assert "site_api_token_file" in str(refused.value)
+
+
+def test_a_token_that_is_not_there_yet_is_waited_for_and_told(lab: Lab, process: SiteProcess, tmp_path: Path) -> None:
+    """The site process makes it at its first start, which may come after the gateway's."""
+    site = lab.site()
+    token = tmp_path / "later" / "token"
+    lab.start(site, site_api_url=process.url, site_api_token_file=token)
+    ready = site.request("GET", "/readyz", port="admin")
+    assert (ready.status, len(ready.json["warnings"])) == (200, 1)
+    assert str(token) in ready.json["warnings"][0]
+    assert site.request("GET", "/v1/files", key=CITY.key).status == 503
+    token.parent.mkdir()
+    write_secret(token, TOKEN)
+    assert site.request("GET", "/readyz", port="admin").json["warnings"] == []
+    assert site.request("GET", "/v1/files", key=CITY.key).status == 200
+
+
+def test_half_a_way_to_the_site_process_is_told(lab: Lab) -> None:
+    site = lab.site()
+    lab.start(site, site_api_url="http://127.0.0.1:1")
+    assert "one is set without the other" in site.request("GET", "/readyz", port="admin").json["warnings"][0]

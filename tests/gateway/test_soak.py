@@ -99,6 +99,7 @@ def test_a_crowd_at_one_worker(lab: Lab, site: LabSite, many_files: None, tmp_pa
     worker = WorkerProcess(
         site,
         connections_max=IDLE + IDLE_TLS + STREAMS + 100,
+        connections_per_address_max=0,  # all of them come from this machine
         upstreams_max=STREAMS + 100,
         idle_timeout_s=600.0,
         tls_port=site.ports["tenant-tls"],

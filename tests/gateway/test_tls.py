@@ -47,10 +47,9 @@ def start_secure(lab: Lab, site: LabSite, root: Root, **settings: object) -> Non
         peer_tls_port=site.ports["peer-tls"],
         tls_certificate_file=certificate,
         tls_key_file=key,
-        tls_handshake_timeout_s=HANDSHAKE_S,
         stall_timeout_s=0.5,
         peer_ca_file=root.file,
-        **settings,
+        **{"tls_handshake_timeout_s": HANDSHAKE_S, **settings},
     )
 
 
@@ -308,17 +307,16 @@ def test_a_peer_that_nobody_vouches_for_is_not_asked(lab: Lab, root: Root, tmp_p
     assert "verify" in entry.log.named("gateway_route_failing")[0]["reason"]
 
 
-def test_roots_that_are_missing_cost_that_peer_alone(lab: Lab, tmp_path: Path) -> None:
-    entry, serving = lab.site("daegu"), lab.site("gumi")
-    serving.add_replica(lab.engine())
-    entry.peers = ["gumi"]
-    entry.peer_urls = {"gumi": "https://localhost:1"}
-    lab.start(entry, peer_ca_file=tmp_path / "nowhere.pem")
-    assert entry.chat(CITY).error["code"] == "no_replica"
-    assert "nowhere.pem" in entry.log.named("gateway_route_failing")[0]["reason"]
-    entry.add_replica(lab.engine())
-    entry.refresh()
-    assert entry.chat(CITY).status == 200
+@pytest.mark.parametrize(
+    "content", [None, b"", b"no PEM", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"]
+)
+def test_roots_that_cannot_be_used_are_an_error_at_the_start(lab: Lab, tmp_path: Path, content: bytes | None) -> None:
+    site = lab.site("daegu")
+    path = tmp_path / "roots.pem"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(Rejected, match=r"peer_ca_file .*roots\.pem cannot be used"):
+        lab.start(site, peer_ca_file=path)
 
 
 # --- pairs that are refused

@@ -159,3 +159,25 @@ def test_nothing_is_told_of_classified_requests(lab: Lab, collector: Collector) 
     assert len(wait_until(lambda: site.log.named("gateway_request"), "the other's is told")) == 1
     lab.stop(site)
     assert len(collector.named("POST /v1/chat/completions")) == 1
+
+
+@pytest.mark.parametrize("is_spilled", [False, True])
+def test_the_context_of_a_classified_request_ends_here(lab: Lab, is_spilled: bool) -> None:
+    """Passed on, an engine or a peer with a collector of its own would record it; tracestate has the caller's words."""
+    secret = LabTenant("defence", residency("nation", "kr"), data_class=DataClass.CLASSIFIED)
+    lab.tenants.append(secret)
+    entry, serving = lab.site("daegu"), lab.site("gumi")
+    engine = lab.engine()
+    (serving if is_spilled else entry).add_replica(engine)
+    for site, other in ((entry, serving), (serving, entry)):
+        site.data_class_max = DataClass.CLASSIFIED
+        site.peers = [other.name]
+    for site in (entry, serving):
+        lab.start(site)
+    for tenant, is_passed_on in ((secret, False), (CITY, True)):
+        for stream in (False, True):
+            body = {**BODY, "stream": stream}
+            answer = entry.request("POST", "/v1/chat/completions", body, key=tenant.key, headers=PARENT)
+            assert (answer.status, answer.headers["x-madang-site"]) == (200, serving.name if is_spilled else entry.name)
+            assert ("traceparent" in engine.requests[-1].headers) is is_passed_on
+            assert ("tracestate" in engine.requests[-1].headers) is is_passed_on

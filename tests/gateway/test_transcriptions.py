@@ -1,8 +1,12 @@
 """`/v1/audio/transcriptions` through a gateway, from the official client to the engine's twin as a real process."""
 
 import contextlib
+import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import msgspec
 import openai
 import pytest
 from tests.engine.engine_replicas import SPEECH
@@ -11,7 +15,7 @@ from tests.gateway.lab import CITY, Lab, LabSite, wait_until
 from madang.core import ServiceName
 from madang.engine.contract import Verdict
 from madang.engine.whisper.driver import TWIN_PROGRAM, WhisperDriver
-from madang.model import CatalogEntry, EngineFeature, ReplicaPhase, Service, Task
+from madang.model import CatalogEntry, EngineFeature, PriorityClass, ReplicaPhase, Service, Tariff, Task
 from madang.testing.engine_contract import KEY, RunningEngine, run_engine
 from madang.wire.feed import LocalReplica
 
@@ -150,3 +154,53 @@ def test_a_chat_model_hears_nothing(lab: Lab, site: LabSite, client: openai.Open
     site.refresh()
     with pytest.raises(openai.BadRequestError, match="transcription"):
         client.audio.transcriptions.create(model="qwen", file=SOUND)
+
+
+class FakeListener(BaseHTTPRequestHandler):
+    """A fake engine that says every sound was an hour long, as packed silence can be."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        asked = self.rfile.read(int(self.headers["content-length"]))
+        whole, kind = json.dumps({"text": "…", "duration": 3600.0}).encode(), "application/json"
+        if b'name="stream"' in asked:
+            done = json.dumps({"type": "transcript.text.done", "text": "…", "duration_s": 3600.0}).encode()
+            whole, kind = b"data: " + done + b"\n\n", "text/event-stream"
+        self.send_response(200)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(whole)))
+        self.end_headers()
+        self.wfile.write(whole)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_sound_costs_no_more_than_was_reserved(
+    lab: Lab, site: LabSite, client: openai.OpenAI, is_stream: bool
+) -> None:
+    """80,000 bytes are reserved as 160 s, so no budget is exceeded by what an engine hears in them."""
+    lab.tariffs.append(
+        Tariff(
+            tariff_id="t",
+            service=MODEL,
+            priority=PriorityClass.INTERACTIVE,
+            valid_from="2020-01-01",
+            audio_second_micro_won=10,
+        )
+    )
+    with ThreadingHTTPServer(("127.0.0.1", 0), FakeListener) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        site.replicas = [msgspec.structs.replace(one, endpoint=endpoint) for one in site.replicas]
+        site.refresh()
+        said = client.audio.transcriptions.create(model=MODEL, file=SOUND, stream=is_stream)
+        assert not is_stream or [event.type for event in said] == ["transcript.text.done"]
+        (event,) = wait_until(site.events, "it is written down")
+        lab.stop(site)
+        server.shutdown()
+        thread.join(10)
+    assert (event.outcome, event.audio_ms, event.charge_micro_won) == ("completed", 160_000, 1600)

@@ -160,6 +160,20 @@ def test_a_lowered_budget_states_its_overshoot_and_asks_back():
     assert pot.overshoot == 0
 
 
+def test_what_was_spent_beyond_a_grant_is_taken_from_what_is_free_and_else_stated():
+    """A request that a dearer price met on its way costs more than was reserved; nobody else may spend that again."""
+    pot, grant = answer(HubPot(limit=1000), Ask(site="a", holder="a/0", needed=400), Plan.DEMAND, {"a", "b"}, 0.0)
+    free = pot.free
+    ask = Ask(site="a", holder="a/0", granted=grant.granted, spent=grant.granted + 90)
+    pot, _ = answer(pot, ask, Plan.DEMAND, {"a", "b"}, 0.0)
+    assert (pot.free, pot.overshoot) == (free - 90, 0)
+    pot, rest = answer(pot, Ask(site="b", holder="b/0", needed=pot.free), Plan.DEMAND, {"a", "b"}, 0.0)
+    assert grant.granted + 90 + rest.granted == 1000
+    ask = Ask(site="b", holder="b/0", granted=rest.granted, spent=rest.granted + 7)
+    pot, _ = answer(pot, ask, Plan.DEMAND, {"a", "b"}, 0.0)
+    assert (pot.free, pot.overshoot, pot.spent) == (0, 7, 1007)
+
+
 def test_a_site_that_may_no_longer_hold_it_gives_back():
     pot, grant = answer(HubPot(limit=100), Ask(site="a", holder="a/0"), Plan.DEMAND, {"a"}, 0.0)
     pot, grant = answer(pot, Ask(site="a", holder="a/0", granted=grant.granted, spent=10), Plan.DEMAND, {"b"}, 0.0)

@@ -1,4 +1,4 @@
-"""An oracle for residency, written from the words of docs/adr/0023 and from nothing else.
+"""An oracle for residency, written from the words of docs/adr/0023 and 0033 and from nothing else.
 
 It imports nothing of the project and knows facts only as plain texts, so that it shares neither code nor shape with
 the filter: it lists what forbids, where the filter looks for what allows.
@@ -81,3 +81,10 @@ def engine_forbidden(grade: str, engine_grade: str) -> str:
     if grade not in GRADES or engine_grade not in GRADES:
         return "a grade that nobody knows"
     return "" if GRADES.index(grade) <= GRADES.index(engine_grade) else "an engine that may not see that grade"
+
+
+def link_forbidden(grade: str, link_grade: str) -> str:
+    """Return why data must not go over a link, empty when they may; one that is in clear is of grade `open`."""
+    if grade not in GRADES or link_grade not in GRADES:
+        return "a grade that nobody knows"
+    return "" if GRADES.index(grade) <= GRADES.index(link_grade) else "graded data over a link that is in clear"

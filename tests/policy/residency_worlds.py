@@ -10,7 +10,14 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
-from tests.policy.residency_oracle import Place, Policy, engine_forbidden, passing_forbidden, serving_forbidden
+from tests.policy.residency_oracle import (
+    Place,
+    Policy,
+    engine_forbidden,
+    link_forbidden,
+    passing_forbidden,
+    serving_forbidden,
+)
 
 from madang.core import ReplicaId, SiteId
 from madang.gateway.access import authenticate
@@ -228,6 +235,10 @@ def _judge_attempts(rng: random.Random, world: World, ask: Ask, policies: list[P
             )
             if (route.reason is RefusalReason.RESIDENCY) and is_any:
                 yield "refused for residency while a legal site exists"
+            if (route.reason is RefusalReason.CLEAR_LINK) and not is_any:
+                yield "refused for a link while no site is legal"
+            for site in route.sites:
+                yield from _illegal("named as reached in clear", policies, own.get(str(site)))
             return
         if route in tried:
             yield "the same route twice"
@@ -261,6 +272,10 @@ def _judge_route(
     (peer,) = [one for one in view.peers if one.site == route.site]
     if not 0.0 <= peer.digest_age_s <= 1.5 or peer.replicas_ready < 1:
         yield "handed to a peer of which nothing is known"
+    for policy in policies:
+        why = link_forbidden(policy.grade, str(peer.data_class_max))
+        if why:
+            yield why
 
 
 def _desired(world: World, where: str, tenant: Policy | None) -> Desired:
@@ -330,7 +345,14 @@ def _draw_view(rng: random.Random, here: str, known: dict[str, Place]) -> View:
         for number in range(_below(rng, 3))
     )
     peers = tuple(
-        PeerChoice(SiteId(name), _pick(rng, AGES_S), _below(rng, 4), _below(rng, 5), _below(rng, 9))
+        PeerChoice(
+            SiteId(name),
+            _pick(rng, AGES_S),
+            _below(rng, 4),
+            _below(rng, 5),
+            _below(rng, 9),
+            data_class_max=DataClass.CLASSIFIED if rng.random() < 0.7 else DataClass.OPEN,
+        )
         for name in NAMES
         if rng.random() < 0.85
     )

@@ -14,6 +14,7 @@ from madang.model import Outcome, PriorityClass, Tariff
 from madang.policy.pricing import (
     PriceBook,
     add_vat_won,
+    audio_ms_max,
     charge_micro_won,
     day_start_s,
     kst_day,
@@ -66,6 +67,14 @@ def test_no_charge_exceeds_the_bound(
     completion = data.draw(st.integers(0, completion_max))
     bound = worst_charge_micro_won(tariff, size, completion_max, audio_ms)
     assert charge_micro_won(tariff, outcome, prompt, completion, audio_ms) <= bound
+
+
+@given(tariffs, st.integers(0, 10**8), st.integers(0, 10**9))
+def test_a_sound_is_charged_as_no_longer_than_was_reserved(tariff: Tariff, size: int, heard_ms: int) -> None:
+    bound = charge_micro_won(tariff, Outcome.COMPLETED, 0, 0, audio_ms_max(size))
+    assert charge_micro_won(tariff, Outcome.COMPLETED, 0, 0, min(heard_ms, audio_ms_max(size))) <= bound
+    speech_ms = size * 1000 // 750  # the lowest rate of Opus, RFC 6716
+    assert speech_ms <= audio_ms_max(size), "speech is charged in full"
 
 
 def test_without_a_tariff_nothing_is_charged() -> None:

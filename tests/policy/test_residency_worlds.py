@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from tests.policy.residency_worlds import Tally, run_world
@@ -103,6 +104,11 @@ def test_a_peer_that_believes_everything_is_caught(monkeypatch: pytest.MonkeyPat
 
 def test_an_engine_that_sees_too_much_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing, "is_within", lambda _class, _most: True)
+    assert is_caught()
+
+
+def test_a_link_that_carries_too_much_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "_usable_peers", partial(routing._usable_peers, is_link_judged=False))
     assert is_caught()
 
 

@@ -238,6 +238,61 @@ def test_digests_and_legal_sites() -> None:
     assert [site.name for site in legal_sites(ANY, DataClass.OPEN, [*WORLD.values(), entry])] == sorted(NAMES)
 
 
+SECRET = msgspec.structs.replace(ASK, data_class=DataClass.SENSITIVE)
+
+
+def private(name: str, slots: int = 4, in_flight: int = 0, **fields: object) -> PeerChoice:
+    return msgspec.structs.replace(peer(name, slots, in_flight), data_class_max=DataClass.CLASSIFIED, **fields)
+
+
+def test_data_above_open_goes_over_private_links_alone() -> None:
+    world = view(peer("busan", 8, 0), private("gumi", 4, 3))
+    assert choose_route(ASK, world, (), 0) == ToPeer(SiteId("busan")), "the freest, for open data"
+    assert choose_route(SECRET, world, (), 0) == ToPeer(SiteId("gumi"))
+    full = view(peer("busan", 8, 0), private("gumi", 1, 3))
+    assert choose_route(SECRET, full, (), 0).reason is RefusalReason.OVERLOADED, "it comes free again"
+    assert choose_route(SECRET, view(peer("busan", 8, 0), replica("a", 1, 2)), (), 0) == ToReplica(ReplicaId("a"))
+
+
+def test_a_link_in_clear_is_no_question_of_residency() -> None:
+    """Who could serve it is legal, so it is never 403; waiting helps unless all that is legal is reached in clear."""
+    entry = msgspec.structs.replace(SECRET, is_local_barred=True)
+    here = Residency(scope=ResidencyScope.SITES, places=("gumi", "daegu"))
+    only = msgspec.structs.replace(SECRET, residency=Residency(scope=ResidencyScope.SITES, places=("gumi",)))
+    clear = (SiteId("gumi"),)
+    world = view(peer("gumi", 4, 0))
+    assert choose_route(only, world, (), 0) == Refusal(RefusalReason.CLEAR_LINK, None, clear)
+    local = msgspec.structs.replace(SECRET, residency=here)
+    assert choose_route(local, world, (), 0) == Refusal(RefusalReason.CLEAR_LINK, 5.0, clear), "an engine here may come"
+    unread = msgspec.structs.replace(entry, residency=here)
+    assert choose_route(unread, world, (), 0) == Refusal(RefusalReason.CLEAR_LINK, None, clear)
+    down = view(private("gumi", replicas_ready=0), peer("busan", 4, 0, age_s=9.0))
+    assert choose_route(SECRET, down, (), 0) == Refusal(RefusalReason.NO_REPLICA, 5.0), "they are merely down"
+    abroad = msgspec.structs.replace(SECRET, residency=Residency(scope=ResidencyScope.NATION, places=("jp",)))
+    assert choose_route(abroad, world, (), 0) == Refusal(RefusalReason.RESIDENCY)
+
+
+@given(asks, views, seeds, st.sampled_from(DataClass), st.lists(st.booleans(), min_size=5, max_size=5))
+def test_links_in_clear_take_peers_away_and_nothing_else(
+    ask: Ask, view: View, seed: int, data_class: DataClass, privates: list[bool]
+) -> None:
+    """Routing with some links in clear is routing without those peers, but for the reason of a refusal."""
+    ask = msgspec.structs.replace(ask, data_class=data_class)
+    marked = [
+        msgspec.structs.replace(one, data_class_max=DataClass.CLASSIFIED if is_private else DataClass.OPEN)
+        for one, is_private in zip(view.peers, privates, strict=False)
+    ]
+    kept = tuple(one for one in marked if data_class is DataClass.OPEN or one.data_class_max is DataClass.CLASSIFIED)
+    found = choose_route(ask, msgspec.structs.replace(view, peers=tuple(marked)), (), seed)
+    without = choose_route(ask, msgspec.structs.replace(view, peers=kept), (), seed)
+    if isinstance(found, Refusal) and found.reason is RefusalReason.CLEAR_LINK:
+        assert isinstance(without, Refusal)
+        assert without.reason is RefusalReason.NO_REPLICA
+        assert set(found.sites) <= {one.site for one in marked} - {one.site for one in kept}
+    else:
+        assert found == without
+
+
 def test_no_hop_left_means_no_peer() -> None:
     ask = Ask(service="qwen", residency=ANY, data_class=DataClass.OPEN, hops_left=0)
     assert choose_route(ask, view(peer("gumi", 4, 0)), (), 0) == Refusal(RefusalReason.NO_REPLICA, 5.0)

@@ -166,3 +166,23 @@ def test_a_missing_permission_is_named(tmp_path):
     with pytest.raises(Unavailable, match=r"x\.db"):
         upgrade_schema(store.engine, LOCATION)
     store.close()
+
+
+def test_only_their_owner_can_read_a_databases_files(tmp_path):
+    before = os.umask(0)
+    try:
+        path = tmp_path / "x.db"
+        store = Store(sqlite_url(path))
+        store.write_now(lambda connection: connection.exec_driver_sql("CREATE TABLE t (a)"))
+        asyncio.run(store.read(lambda connection: connection.exec_driver_sql("SELECT * FROM t").all()))
+        modes = {one.name: one.stat().st_mode & 0o777 for one in tmp_path.iterdir()}
+        assert modes == {"x.db": 0o600, "x.db-wal": 0o600, "x.db-shm": 0o600}
+        for one in tmp_path.iterdir():
+            one.chmod(0o644)
+        other = Store(sqlite_url(path))  # as after an upgrade, and while somebody still has it open
+        other.write_now(lambda connection: connection.exec_driver_sql("INSERT INTO t VALUES (1)"))
+        assert {one.stat().st_mode & 0o777 for one in tmp_path.iterdir()} == {0o600}
+        other.close()
+        store.close()
+    finally:
+        os.umask(before)

@@ -42,6 +42,11 @@ def test_nothing_secret_is_open_to_others(tmp_path):
     prepare_site(settings)
     for path in settings.state_dir.rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
+    for folder in (settings.feed_dir, settings.usage_dir, nats_folder(settings)):
+        folder.chmod(0o755)
+    prepare_site(settings)
+    for folder in (settings.feed_dir, settings.usage_dir, nats_folder(settings)):
+        assert folder.stat().st_mode & 0o777 == 0o700, "what an older release or a package left open"
     identity_file(settings).chmod(0o644)
     with pytest.raises(Unavailable, match="open to others"):
         prepare_site(settings)

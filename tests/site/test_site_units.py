@@ -119,6 +119,7 @@ class PeerSite:
             view=self.view,
             sessions=self.book,
             overrides={"gumi": "http://relay:1"},
+            encrypted_links=("gumi",),
             find_loads=lambda: (ServiceLoad(service="chat", replicas_ready=1, slots=4, in_flight=0),),
             clock=self.clock,
             log=self.log,
@@ -179,6 +180,7 @@ def test_two_sites_agree_over_digests_alone(pair):
     assert daegu.keys("gumi") == gumi.keys("daegu") != {}
     assert daegu.peer("gumi").url == "http://relay:1", "the local way is dialled"
     assert gumi.peer("daegu").url == "http://daegu:1"
+    assert (daegu.peer("gumi").is_link_encrypted, gumi.peer("daegu").is_link_encrypted) == (True, False)
     assert daegu.peer("gumi").services[0].in_flight == 2
     daegu.clock.now_s += 2.5
     assert daegu.peer("gumi").digest_age_s == pytest.approx(2.5)

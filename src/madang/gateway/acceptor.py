@@ -13,12 +13,11 @@ from typing import Any, Protocol
 
 import msgspec
 
+from madang.gateway.origins import Visit
 from madang.runtime.telemetry import EventLog
 
 ACCEPTS_PER_TURN = 64
 """Of one turn of the loop, so that a rush of clients does not keep those who are connected waiting."""
-REFUSALS_MAX = 64
-"""Connections over the limit that are told so; any more are closed without a word."""
 RETRY_S = 0.1
 """After the operating system refused one."""
 WRITE_BUFFER_BYTES = 64 * 1024
@@ -28,12 +27,16 @@ WRITE_BUFFER_BYTES = 64 * 1024
 class Doorway(Protocol):
     """What an acceptor needs of a port."""
 
-    @property
-    def room(self) -> int:
-        """How many more connections may be open; below zero when some are being refused."""
+    def enter(self, address: object, waiting: int) -> Visit | None:
+        """Return the place of a connection that was accepted, None where there is none.
 
-    def connect(self) -> asyncio.Protocol:
-        """Return the protocol for a new connection."""
+        Args:
+            address: as `accept` returned it.
+            waiting: connections that were accepted and have no protocol yet.
+        """
+
+    def connect(self, visit: Visit) -> asyncio.Protocol:
+        """Return the protocol for a new connection, which then owns its place."""
 
 
 class Secured(msgspec.Struct, frozen=True):
@@ -117,7 +120,7 @@ class Acceptor:
                 self._pause()  # until one of them ends
                 return
             try:
-                connection, _address = self._listener.accept()
+                connection, address = self._listener.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionAbortedError:
@@ -128,7 +131,7 @@ class Acceptor:
             if self._is_failing:
                 self._is_failing = False
                 self._log.info("gateway_accepts_again")
-            self._take(connection)
+            self._take(connection, address)
 
     def _wait_for_files(self, error: OSError) -> None:
         self._pause()
@@ -137,12 +140,16 @@ class Acceptor:
             self._is_failing = True
             self._log.error("gateway_cannot_accept", reason=error.strerror or str(error))
 
-    def _take(self, connection: socket.socket) -> None:
-        if self._port.room - len(self._tasks) <= -REFUSALS_MAX:
+    def _take(self, connection: socket.socket, address: object) -> None:
+        visit = self._port.enter(address, len(self._tasks))
+        if visit is not None and self._secured is not None and not visit.is_welcome:
+            visit.leave()  # to be told so, it would have to be given a handshake first
+            visit = None
+        if visit is None:
             connection.close()
             return
         connection.setblocking(False)
-        task = self._spawn(self._adopt(connection))
+        task = self._spawn(self._adopt(connection, visit))
         self._tasks.add(task)
         task.add_done_callback(self._on_adopted)
 
@@ -150,18 +157,27 @@ class Acceptor:
         self._tasks.discard(task)
         self.start()
 
-    async def _adopt(self, connection: socket.socket) -> None:
+    async def _adopt(self, connection: socket.socket, visit: Visit) -> None:
         secured = self._secured
-        if secured is None:
-            try:
-                await self._loop.connect_accepted_socket(self._port.connect, connection)
-            except OSError:
-                connection.close()  # the client has left already
-            return
+        is_adopted = False
+        try:
+            if secured is None:
+                await self._loop.connect_accepted_socket(lambda: self._port.connect(visit), connection)
+                is_adopted = True
+            else:
+                is_adopted = await self._shake_hands(connection, visit, secured)
+        except OSError:
+            connection.close()  # the client has left already
+        finally:
+            if not is_adopted:
+                visit.leave()
+
+    async def _shake_hands(self, connection: socket.socket, visit: Visit, secured: Secured) -> bool:
+        """Return whether a client ended its handshake in time."""
         result = "failed"
         try:
             transport, _protocol = await self._loop.connect_accepted_socket(
-                self._port.connect,
+                lambda: self._port.connect(visit),
                 connection,
                 ssl=secured.context(),
                 ssl_handshake_timeout=secured.handshake_timeout_s,
@@ -175,3 +191,4 @@ class Acceptor:
                 result = "timeout"
         finally:
             secured.on_result(result)
+        return result == "ok"

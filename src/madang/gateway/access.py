@@ -11,7 +11,7 @@ from madang.core import KeyId, ProjectId, SiteId
 from madang.gateway.feed import Caller, Desired
 from madang.model import ApiKey, DataClass, Residency, ResidencyScope, Tenant
 from madang.policy.residency import allowed_sites, is_allowed, may_pass_through, stricter
-from madang.policy.routing import legal_sites
+from madang.policy.routing import Refusal, legal_sites
 from madang.wire.openai_errors import ApiError, ErrorCode
 
 _USUAL = b"Bearer "
@@ -139,6 +139,27 @@ def residency_error(desired: Desired, residency: Residency, data_class: DataClas
         ErrorCode.RESIDENCY_VIOLATION,
         f"the tenant's residency ({describe(residency, data_class)}) forbids site {desired.site_name}; "
         f"allowed: {where}",
+        details={"sites": sites},
+    )
+
+
+def clear_link_error(desired: Desired, service: str, data_class: DataClass, refusal: Refusal) -> ApiError:
+    """Return the 503 for data that only sites could serve to which the way from here is in clear.
+
+    It names them with the URLs of their own, at which a tenant may ask them without this site.
+    """
+    sites = [
+        {"name": name, "url": site.tenant_url}
+        for name in refusal.sites
+        if (site := desired.sites.get(name)) is not None and site.tenant_url
+    ]
+    where = ", ".join(f"{site['name']} {site['url']}" for site in sites)
+    return ApiError(
+        ErrorCode.NO_REPLICA,
+        f"{service or 'this request'} is served by {', '.join(refusal.sites)}, but data {data_class} may not go there "
+        f"from site {desired.site_name}: that link is not encrypted (the peer's URL is http://, and the site's setting "
+        f"encrypted_links does not name it)" + (f"; ask there: {where}" if where else ""),
+        retry_after_s=refusal.retry_after_s,
         details={"sites": sites},
     )
 

@@ -23,9 +23,16 @@ from madang.gateway.purse import Purse
 from madang.gateway.rates import Claim, RateTable
 from madang.gateway.reservation import Draw, Shortage, budget_lines
 from madang.gateway.rows import NOTHING_COUNTED, count_rows
-from madang.model import CatalogEntry, Outcome, PriorityClass, Service, Tariff, Task
+from madang.model import CatalogEntry, EngineFeature, Outcome, PriorityClass, Service, Tariff, Task
 from madang.model.priority import lower_of
-from madang.policy.pricing import TEMPLATE_TOKENS_MAX, charge_micro_won, day_start_s, kst_day, kst_day_number
+from madang.policy.pricing import (
+    TEMPLATE_TOKENS_MAX,
+    audio_ms_max,
+    charge_micro_won,
+    day_start_s,
+    kst_day,
+    kst_day_number,
+)
 from madang.wire.oip import InferRequest
 from madang.wire.openai import ApiRequest
 from madang.wire.openai_errors import ApiError, ErrorCode
@@ -40,8 +47,6 @@ MORE_RETRY_S = 1.0
 CUT_RETRY_S = 5.0
 SPENT_RETRY_S_MAX = 3600.0
 """A budget can be raised meanwhile; a client that slept until the month ends would not notice."""
-AUDIO_BYTES_PER_S_MIN = 500
-"""The least that a codec of speech makes of a second: Opus goes down to 6 kbit/s (RFC 6716 section 2.1.1), 750."""
 _DAY_S = 86_400.0
 _UNKNOWN = Tariff(tariff_id="", service=ServiceName(""), priority=PriorityClass.BATCH, valid_from="")
 """Stands for a tariff that was not looked up yet; None is one that is not there."""
@@ -222,14 +227,16 @@ def worst_tokens(request: ApiRequest, service: Service, body_bytes: int) -> tupl
     """Return the most tokens that a request can read and write.
 
     Every token of a prompt is at least a byte of the body, or of what the chat template adds, for which JSON's own
-    brackets and names make up from message to message; and an engine refuses a prompt over its context. Each of `n`
-    answers reads the prompt.
+    brackets and names make up from message to message; and an engine refuses a prompt over its context. A picture is
+    worth more tokens than it may have bytes, so with one it is the whole context. Each of `n` answers reads the prompt.
     """
     context, answers = service.context_tokens, request.answers
     read = body_bytes + TEMPLATE_TOKENS_MAX
     if type(request.form) is not PlainChat and request.endpoint.task is not Task.CHAT:
         # Each text has the context of its own; sounds and tensors have no tokens.
         return (0 if request.endpoint.task in _WITHOUT_TOKENS else read), 0
+    if request.needs and EngineFeature.IMAGES in request.needs:
+        read = context
     wanted = tokens_wanted(request)
     written = context if wanted is None or wanted > context else wanted
     return min(read, context) * answers, written * answers
@@ -246,7 +253,7 @@ def worst_charge(
     form = request.form
     audio_ms, counted = 0, NOTHING_COUNTED
     if type(form) is TranscriptionForm:
-        audio_ms = len(form.audio) * 1000 // AUDIO_BYTES_PER_S_MIN
+        audio_ms = audio_ms_max(len(form.audio))
     elif type(form) is InferRequest:
         counted = count_rows(model, form)
     return charge_micro_won(tariff, Outcome.COMPLETED, prompt_tokens, completion_tokens, audio_ms, *counted)

@@ -28,7 +28,9 @@ from madang.gateway.body_pool import BodyPool
 from madang.gateway.feed import FeedWatcher
 from madang.gateway.file_budget import FileBudget, plan_files, raise_file_limit
 from madang.gateway.inflight import InFlightTable
+from madang.gateway.link_watch import LinkWatch
 from madang.gateway.metrics import Meter
+from madang.gateway.origins import Origins, most_of_one
 from madang.gateway.peer_port import PeerPort
 from madang.gateway.port import Handler, Limits, Port
 from madang.gateway.purse import Purse
@@ -42,6 +44,7 @@ from madang.gateway.upstream import UpstreamPool
 from madang.gateway.usage_log import Disk, UsageLog
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.collector import calm_collector
+from madang.runtime.files import make_private_folder
 from madang.runtime.machine_boot import read_boot
 from madang.runtime.settings import load_settings
 from madang.runtime.telemetry import EventLog
@@ -111,6 +114,8 @@ class GatewayWorker:
         self.usage = self._make_log(boot, clock, disk)
         self._inflight = InFlightTable(settings.feed_dir, worker)
         self.tls = self._read_certificate(clock)
+        self._peer_roots = self._read_peer_roots()
+        self._links = LinkWatch(self.feed, log)
         self._pool = self._make_pool()
         self._tracing = Tracing(settings)
         self.relay = Relay(
@@ -129,6 +134,7 @@ class GatewayWorker:
             log=log,
         )
         self.bodies = BodyPool(settings.body_memory_bytes_max)
+        self.origins = Origins(most_of_one(self._files.connections_max, settings.connections_per_address_max))
         self.ports = self._make_ports(clock)
 
     def _make_log(self, boot: str, clock: Clock, disk: Disk | None) -> UsageLog:
@@ -152,6 +158,7 @@ class GatewayWorker:
         )
         self.rates = RateTable(folder, self._worker, boot=boot, clock=clock)
         self.meter.read_open_reservations = lambda: self.purse.open_count
+        self.meter.read_links = lambda: {} if self.feed.live is None else self.feed.live.links
         return Admission(self.purse, self.rates, self.meter, clock)
 
     def _make_pool(self) -> UpstreamPool:
@@ -168,15 +175,15 @@ class GatewayWorker:
     def _make_ports(self, clock: Clock) -> dict[str, Port]:
         settings = self._settings
 
-        def make_port(handler: Handler, connections_max: int) -> Port:
+        def make_port(handler: Handler, connections_max: int, origins: Origins | None = None) -> Port:
             limits = Limits.from_settings(settings, connections_max)
-            return Port(self._loop, clock, handler, limits, self.meter.count_reject, self.bodies)
+            return Port(self._loop, clock, handler, limits, self.meter.count_reject, self.bodies, origins)
 
         admin = AdminPort(self.feed, self.usage, self.meter, lambda: self._is_stopping, self._list_warnings)
-        site_link = SiteLink(self.relay, self._spawn, self._log)
+        site_link = self._site_link = SiteLink(self.relay, self._spawn, self._log)
         tenants = TenantPort(self.relay, site_link)
         return {
-            "tenant": make_port(tenants, self._files.connections_max),
+            "tenant": make_port(tenants, self._files.connections_max, self.origins),
             "peer": make_port(PeerPort(self.relay, site_link), settings.upstreams_max),
             "admin": make_port(admin, ADMIN_CONNECTIONS_MAX),
         }
@@ -280,13 +287,30 @@ class GatewayWorker:
 
         return TlsIdentity(settings, loop=self._loop, clock=clock, log=self._log)
 
-    def _peer_context(self) -> ssl.SSLContext:
+    def _read_peer_roots(self) -> ssl.SSLContext | None:
+        """Return who vouches for peers, where a file says so: one that cannot be used is an error now, not later.
+
+        The system's roots, which cost memory, are read when a peer is first dialled with TLS.
+        """
+        if self._settings.peer_ca_file is None:
+            return None
         from madang.gateway.tls import peer_context
 
         return peer_context(self._settings.peer_ca_file)
 
+    def _peer_context(self) -> ssl.SSLContext:
+        from madang.gateway.tls import peer_context
+
+        return self._peer_roots or peer_context(None)
+
     def _list_warnings(self) -> list[str]:
-        found = [self._files.shortfall, self.access.failure, self.tls.warning() if self.tls is not None else ""]
+        found = [
+            self._files.shortfall,
+            self.access.failure,
+            self.tls.warning() if self.tls is not None else "",
+            self._links.warning(),
+            self._site_link.warning(),
+        ]
         return [warning for warning in found if warning]
 
     def _look_for_others(self) -> None:
@@ -298,7 +322,9 @@ class GatewayWorker:
             self._is_access_failing = not self._is_access_failing
             self._log.warning("gateway_access_log", is_written=not self._is_access_failing, reason=self.access.failure)
         self.meter.access_written, self.meter.access_lost = self.access.written, self.access.lost
+        self._links.look()
         self.meter.connections = self.ports["tenant"].connections
+        self.meter.connections_refused = self.ports["tenant"].refusals_by_reason
         self.meter.connections_max = self._files.connections_max
         self.meter.certificate_not_after_s = 0.0 if self.tls is None else self.tls.not_after_s
         self._timers = [timer for timer in self._timers if not timer.cancelled() and timer.when() > self._loop.time()]
@@ -319,18 +345,10 @@ class GatewayWorker:
 
 def _make_folders(settings: GatewaySettings) -> Path:
     """Make sure of the folders that a worker writes to, and return the one of access records."""
-    for folder in (settings.feed_dir, settings.usage_dir):
-        _make_folder(folder)
     access_dir = settings.access_dir or settings.usage_dir.parent / ACCESS_FOLDER
-    _make_folder(access_dir, mode=0o700)
+    for folder in (settings.feed_dir, settings.usage_dir, access_dir):
+        make_private_folder(folder)
     return access_dir
-
-
-def _make_folder(folder: Path, mode: int = 0o777) -> None:
-    try:
-        folder.mkdir(mode=mode, parents=True, exist_ok=True)
-    except OSError as error:
-        raise Unavailable(f"cannot create {folder}: {error.strerror}") from error
 
 
 def inherited_sockets(environ: Mapping[str, str]) -> dict[str, socket.socket]:

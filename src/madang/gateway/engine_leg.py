@@ -9,7 +9,7 @@ that names UNSTREAMED_ABORT is asked for one object where the client wants one.
 from typing import TYPE_CHECKING
 
 from madang.core import Rejected, ns_to_s
-from madang.gateway.errand import AttemptFailure, Served, ignore_durable
+from madang.gateway.errand import AttemptFailure, Served, held_error, ignore_durable
 from madang.gateway.exchange import JSON_TYPE
 from madang.gateway.feed import LiveReplica
 from madang.gateway.relay import log_error, origin_fields
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 COMPLAINT_BYTES_MAX = 64 * 1024
 EMBEDDING_BYTES_MAX = 128 * 1024 * 1024
 """2048 texts of 4096 dimensions at 12 characters a number are 100 MB."""
+HOLD_STEP_BYTES = 64 * 1024
+"""A text that is put together from a stream is counted by such steps: most never come to the first."""
 SSE_FIELDS = b"content-type: text/event-stream\r\ncache-control: no-cache\r\n"
 # What an engine says of the request itself; anything else it says is about the engine.
 COMPLAINTS = frozenset((400, 413, 422))
@@ -50,7 +52,7 @@ _FAILURES = {
 class EngineLeg:
     """What both kinds of attempt share: the call, the in-flight count, an engine's complaint."""
 
-    __slots__ = ("_call", "_complaint", "_is_counted", "_is_settled", "_journey", "_relay", "_replica")
+    __slots__ = ("_call", "_complaint", "_held_bytes", "_is_counted", "_is_settled", "_journey", "_relay", "_replica")
 
     def __init__(self, journey: "Journey", replica: LiveReplica) -> None:
         self._journey = journey
@@ -60,6 +62,7 @@ class EngineLeg:
         self._complaint: list[bytes] | None = None
         self._is_counted = False
         self._is_settled = False
+        self._held_bytes = 0
 
     def start(self) -> None:
         """Send the request to the engine."""
@@ -180,6 +183,22 @@ class EngineLeg:
         self._stop()
         self._journey.attempt_failed(failure, reason)
 
+    def _hold_grown(self, size_bytes: int) -> bool:
+        """Count what an answer that is put together has grown by, in steps; False when it was refused for that."""
+        grown = size_bytes - self._held_bytes
+        if grown < HOLD_STEP_BYTES:
+            return True
+        self._held_bytes = size_bytes
+        if self._journey.exchange.hold(grown):
+            return True
+        self._refuse_to_hold()
+        return False
+
+    def _refuse_to_hold(self) -> None:
+        """The worker holds too much already to keep this answer until it is whole."""
+        self._stop()
+        self._journey.refuse(held_error())
+
     def _answer_fields(self) -> bytes:
         journey = self._journey
         chip_kind = self._replica.replica.chip_kind
@@ -231,6 +250,8 @@ class GenerationLeg(EngineLeg):
             self._note_tokens()
         if pieces:
             self._pass_on(b"".join(pieces))
+        elif not self._hold_grown(stream.held_bytes):
+            return
         if trouble:
             self._on_broken(AttemptFailure.PROTOCOL, trouble)
         elif stream.is_done:
@@ -334,10 +355,18 @@ class WholeLeg(EngineLeg):
         """Nothing yet: the answer is judged when it is whole."""
 
     def _on_piece(self, data: bytes) -> None:
-        self._pieces.append(data)
-        self._size += len(data)
-        if self._size > self._limit_bytes:
+        size = self._size + len(data)
+        if size > self._limit_bytes:
             self._fail(AttemptFailure.PROTOCOL, f"the engine's answer is over {self._limit_bytes} bytes")
+        elif not self._journey.exchange.hold(len(data)):
+            self._refuse_to_hold()
+        else:
+            self._pieces.append(data)
+            self._size = size
+
+    def _fail(self, failure: AttemptFailure, reason: str) -> None:
+        self._journey.exchange.let_go(self._size)
+        super()._fail(failure, reason)
 
     def _on_complete(self) -> None:
         journey = self._journey

@@ -17,6 +17,7 @@ from madang.wire.openai_answers import TokenCount
 from madang.wire.openai_errors import ApiError, ErrorCode
 
 NO_REPLICA_RETRY_S = 5.0
+HELD_RETRY_S = 1.0
 
 
 class Errand(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,14 +124,20 @@ def exhausted_error(service: str, site: SiteId, failure: AttemptFailure, attempt
 
 
 def refusal_error(service: str, site: SiteId, refusal: Refusal) -> ApiError:
-    """Return the error for a request that nobody is asked to serve; residency has an error of its own."""
-    assert refusal.reason is not RefusalReason.RESIDENCY
+    """Return the error for a request that nobody is asked to serve; residency and clear links have their own."""
+    assert refusal.reason not in (RefusalReason.RESIDENCY, RefusalReason.CLEAR_LINK)
     what = service or "this request"
     if refusal.reason is RefusalReason.OVERLOADED:
         message = f"every replica of {what} that site {site} may use is full"
         return ApiError(ErrorCode.OVERLOADED, message, retry_after_s=refusal.retry_after_s)
     message = f"no replica of {what} is ready at site {site} or at another site that the tenant's residency allows"
     return ApiError(ErrorCode.NO_REPLICA, message, retry_after_s=refusal.retry_after_s)
+
+
+def held_error() -> ApiError:
+    """Return the 503 for an answer that cannot be kept until it is whole."""
+    message = "too many answers are being held here until they are whole; try again, or ask for a stream"
+    return ApiError(ErrorCode.OVERLOADED, message, status=503, retry_after_s=HELD_RETRY_S)
 
 
 class Leg(Protocol):

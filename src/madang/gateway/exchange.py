@@ -75,6 +75,12 @@ class Connection(Protocol):
     def pause_body(self, is_paused: bool) -> None:
         """Stop or go on reading the body of the request in progress."""
 
+    def hold(self, size_bytes: int) -> bool:
+        """Count a piece of an answer that is kept; False when too much is held."""
+
+    def let_go(self, size_bytes: int) -> None:
+        """Count out what was held of an answer that will not be sent."""
+
     def finish(self, is_close: bool) -> None:
         """The answer is written."""
 
@@ -188,6 +194,18 @@ class Exchange:
         """Let the client wait with the rest of its body, or go on."""
         if not self.is_over:
             self._connection.pause_body(is_paused)
+
+    def hold(self, size_bytes: int) -> bool:
+        """Count a piece of an answer that is kept until it is whole; False when the worker holds too much already.
+
+        What was counted is counted out when the client has the answer or is gone.
+        """
+        return self.is_over or self._connection.hold(size_bytes)
+
+    def let_go(self, size_bytes: int) -> None:
+        """Count out what was held of an answer that will not be sent, before another one is tried."""
+        if size_bytes and not self.is_over:
+            self._connection.let_go(size_bytes)
 
     def leave(self) -> None:
         """The client is gone; called by the connection."""

@@ -27,6 +27,7 @@ from madang.model import (
     Task,
     Tenant,
 )
+from madang.policy.links import most_over_link
 from madang.policy.pricing import PriceBook
 from madang.policy.routing import PeerChoice
 from madang.runtime.telemetry import EventLog
@@ -150,6 +151,7 @@ class Live:
             replicas: ready ones by service.
             sessions: peer and session by kid; OWN stands for the site process itself.
             choices: peers by service, for routing; under the empty name, by whatever they serve.
+            links: by peer, the highest class of data that the way to it may carry.
         """
         self.written_ns = live.written_ns
         self.admission_closed_reason = live.admission_closed_reason
@@ -158,6 +160,7 @@ class Live:
         self.peers: dict[SiteId, LivePeer] = {}
         self.sessions: dict[str, tuple[SiteId, PeerSession]] = {}
         self.choices: dict[str, tuple[PeerChoice, ...]] = {}
+        self.links: dict[SiteId, DataClass] = {}
         for replica in live.replicas:
             target = _target(replica.endpoint)
             if replica.phase is ReplicaPhase.READY and target is not None:
@@ -169,6 +172,9 @@ class Live:
             if target is None:
                 continue
             self.peers[peer.site] = LivePeer(peer, target)
+            self.links[peer.site] = most_over_link(
+                is_tls=target.is_secure, host=target.host, is_encrypted=peer.is_link_encrypted
+            )
             for session in peer.sessions:
                 self.sessions[session.kid] = peer.site, session
             if peer.sessions:  # without one no pass can be signed
@@ -188,7 +194,14 @@ class Live:
                 in_flight=every.in_flight + load.in_flight,
             )
         for load in (*peer.services, every):
-            choice = PeerChoice(peer.site, peer.digest_age_s, load.replicas_ready, load.slots, load.in_flight)
+            choice = PeerChoice(
+                peer.site,
+                peer.digest_age_s,
+                load.replicas_ready,
+                load.slots,
+                load.in_flight,
+                data_class_max=self.links[peer.site],
+            )
             self.choices[load.service] = (*self.choices.get(load.service, ()), choice)
 
 

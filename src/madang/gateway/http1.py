@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 from madang.gateway.deadline import Deadline
 from madang.gateway.exchange import JSON_TYPE, Exchange, error_body, retry_after_line
+from madang.gateway.origins import NO_VISIT, Visit
 from madang.wire.http1 import (
     HEAD_END,
     ChunkedDecoder,
@@ -78,10 +79,12 @@ class ServerConnection(asyncio.Protocol):
         "_scanned",
         "_state",
         "_transport",
+        "visit",
     )
 
-    def __init__(self, port: "Port") -> None:
+    def __init__(self, port: "Port", visit: Visit = NO_VISIT) -> None:
         self._port = port
+        self.visit = visit
         self._state = _HEAD
         self._address: str | None = None
         self._buffer = b""
@@ -104,7 +107,8 @@ class ServerConnection(asyncio.Protocol):
         is_admitted = self._port.admit(self)
         self._deadline.set(self._port.limits.head_timeout_s, self._on_idle)
         if not is_admitted:
-            self._reject(ApiError(ErrorCode.OVERLOADED, "too many connections; try again", retry_after_s=1.0))
+            whose = "" if self.visit.is_welcome else " from this address"
+            self._reject(ApiError(ErrorCode.OVERLOADED, f"too many connections{whose}; try again", retry_after_s=1.0))
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of the client."""
@@ -155,6 +159,7 @@ class ServerConnection(asyncio.Protocol):
         if self._exchange is not None:
             self._exchange.tell_writable(True)
         elif self._state is _HEAD:
+            self._release()
             self._deadline.set(self._port.limits.idle_timeout_s, self._on_idle)
             self._advance()
 
@@ -339,8 +344,20 @@ class ServerConnection(asyncio.Protocol):
                 raise HttpRejected(503, "too many request bodies are being held here; try again")
             self._held_bytes += size_bytes
 
+    def hold(self, size_bytes: int) -> bool:
+        """Count a piece of an answer that is kept until it is whole; False when the worker keeps too much already."""
+        if not self._port.bodies.take_answer(size_bytes):
+            return False
+        self._held_bytes += size_bytes
+        return True
+
+    def let_go(self, size_bytes: int) -> None:
+        """Count out what was held of an answer that will not be sent."""
+        self._port.bodies.give_back(size_bytes)
+        self._held_bytes -= size_bytes
+
     def _release(self) -> None:
-        """Hold nothing of a body any more."""
+        """Hold nothing of a body or an answer any more."""
         self._body.clear()
         self._port.bodies.give_back(self._held_bytes)
         self._held_bytes = 0
@@ -397,8 +414,8 @@ class ServerConnection(asyncio.Protocol):
         if self._state is _CLOSED:
             return
         self._exchange = None
-        if self._held_bytes:
-            self._release()
+        if self._held_bytes and not self._is_write_paused:
+            self._release()  # else once the client has taken the answer
         was_inside_body = self._state is _BODY
         if not is_close:
             self._state = _HEAD

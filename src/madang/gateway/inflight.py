@@ -35,7 +35,7 @@ class InFlightTable:
         self._folder = folder
         self._path = folder / f"inflight-{worker}.bin"
         try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise Unavailable(f"cannot write {self._path}: {error.strerror}") from error
         try:

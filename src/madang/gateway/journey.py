@@ -13,7 +13,7 @@ a replica here or another peer serves later supersedes by its number alone.
 """
 
 from madang.core import EventId, ServiceName, make_event_id, ns_to_s
-from madang.gateway.access import residency_error
+from madang.gateway.access import clear_link_error, residency_error
 from madang.gateway.account import CHARGE_FIELD, NO_ACCOUNT
 from madang.gateway.admission import QuotaError
 from madang.gateway.engine_leg import GenerationLeg, WholeLeg
@@ -234,7 +234,10 @@ class Journey:
     # --- the way back
 
     def _give_up(self, refusal: Refusal | None) -> None:
-        error = self._final_error(refusal)
+        self.refuse(self._final_error(refusal))
+
+    def refuse(self, error: ApiError) -> None:
+        """Answer that nobody serves it here, and supersede what an earlier attempt may have done."""
         if self._has_unknown_fate:
             self.abandon(error)
         else:
@@ -247,6 +250,9 @@ class Journey:
         assert refusal is not None
         if refusal.reason is RefusalReason.RESIDENCY:
             return residency_error(self.relay.desired(), self.errand.residency, self.errand.data_class)
+        if refusal.reason is RefusalReason.CLEAR_LINK:
+            self.relay.meter.count_clear_link(refusal.sites, self.errand.data_class)
+            return clear_link_error(self.relay.desired(), name, self.errand.data_class, refusal)
         return refusal_error(name, self.relay.site, refusal)
 
     def abandon(self, error: ApiError) -> None:

@@ -152,6 +152,8 @@ class MappedLeg(EngineLeg):
         data = b"".join(pieces)
         if data:
             self._pass_on(data)
+        elif not self._hold_grown(answers.held_bytes):
+            return
         if trouble:
             self.on_broken(AttemptFailure.PROTOCOL, trouble)
         elif answers.is_done(voice.number):

@@ -6,12 +6,15 @@ failure: never a tenant, a key or a request, and never a text that a client chos
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from madang.core import SiteId
+from madang.model import DataClass
 
 TTFT_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 TOKEN_GAP_BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
@@ -100,6 +103,9 @@ class Meter(Collector):
         self.clients_gone = 0
         self.quota_refusals: dict[str, int] = {}
         self.overdraw_micro_won = 0
+        self.clear_links: dict[tuple[str, str], int] = {}
+        self.read_links: Callable[[], Mapping[SiteId, DataClass]] = dict
+        self.connections_refused: Mapping[str, int] = {}
         self.read_open_reservations: Callable[[], int] = lambda: 0
         self.access_written = self.access_lost = 0
         self.in_flight = 0
@@ -139,6 +145,12 @@ class Meter(Collector):
         """Count a request that a budget or a limit of its key forbade."""
         self.quota_refusals[reason] = self.quota_refusals.get(reason, 0) + 1
 
+    def count_clear_link(self, sites: Iterable[SiteId], data_class: DataClass) -> None:
+        """Count a request that these sites would have served, but for a way there that is in clear."""
+        for site in sites:
+            key = (site, data_class.value)
+            self.clear_links[key] = self.clear_links.get(key, 0) + 1
+
     def count_reject(self, status: int) -> None:
         """Count a request that HTTP itself forbids."""
         self.rejects[status] = self.rejects.get(status, 0) + 1
@@ -171,6 +183,9 @@ class Meter(Collector):
         yield _by_one("http_rejects", "Requests that HTTP itself forbids.", "status", self.rejects)
         yield _by_one("peer_refusals", "Passes of peers that were refused.", "reason", self.peer_refusals)
         yield _by_one("quota_refusals", "Requests that a budget or a limit forbade.", "reason", self.quota_refusals)
+        text = "Requests refused since the way to a peer that could serve them is in clear."
+        yield _counter("clear_link_refusals", text, ["site", "data_class"], self.clear_links.items())
+        yield self._collect_links()
         text = "What class clinical was let to spend beyond budgets, settled here."
         yield _counter("overdraw_micro_won", text, [], [((), self.overdraw_micro_won)])
         reservations = self.read_open_reservations()
@@ -189,6 +204,8 @@ class Meter(Collector):
             sum_value=self.commit.sum,
         )
         yield _gauge("in_flight_requests", "Requests that engines and peers work on.", self.in_flight)
+        text = "Connections of clients that were refused: too many of all, or of one address."
+        yield _by_one("connections_refused", text, "reason", self.connections_refused)
         yield _gauge("open_connections", "Connections of clients.", self.connections)
         yield _gauge("connections_max", "Connections of clients that are taken at most.", self.connections_max)
         yield _by_one("tls_handshakes", "Handshakes of TLS.", "result", self.handshakes)
@@ -198,6 +215,13 @@ class Meter(Collector):
             self.certificate_not_after_s,
         )
         yield _gauge("is_ready", "Whether requests are taken.", int(self.is_ready))
+
+    def _collect_links(self) -> Metric:
+        text = "1 where data of every class may go to a peer, 0 where the way there is in clear: open data alone."
+        family = GaugeMetricFamily("madang_gateway_peer_link_private", text, labels=["site"])
+        for site, data_class in self.read_links().items():
+            family.add_metric([site], data_class is DataClass.CLASSIFIED)
+        return family
 
     def _collect_services(self) -> Iterable[Metric]:
         tokens = CounterMetricFamily("madang_gateway_tokens", "Tokens by kind.", labels=[*_SERVICE_LABELS, "kind"])
@@ -231,7 +255,7 @@ def _counter(
     return family
 
 
-def _by_one(name: str, text: str, label: str, values: dict[str, int] | dict[int, int]) -> CounterMetricFamily:
+def _by_one(name: str, text: str, label: str, values: Mapping[str, int] | Mapping[int, int]) -> CounterMetricFamily:
     return _counter(name, text, [label], (((str(key),), value) for key, value in values.items()))
 
 

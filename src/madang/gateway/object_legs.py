@@ -13,11 +13,12 @@ from madang.gateway.exchange import JSON_TYPE
 from madang.gateway.feed import LiveReplica
 from madang.gateway.relay import log_error
 from madang.model import Outcome
+from madang.policy.pricing import audio_ms_max
 from madang.wire.openai import ApiRequest, Endpoint
 from madang.wire.openai_answers import ANSWER_BYTES_MAX, EngineFailed, TokenCount, stream_error
 from madang.wire.rerank import RerankForm, embedding_body, rank
 from madang.wire.sse import SseSplitter, encode_event
-from madang.wire.transcription import TranscriptStream, engine_form, word_transcript
+from madang.wire.transcription import TranscriptionForm, TranscriptStream, engine_form, word_transcript
 
 if TYPE_CHECKING:
     from madang.gateway.journey import Journey
@@ -73,10 +74,18 @@ class ObjectLeg(EngineLeg):
         """Nothing yet: the answer is judged when it is whole."""
 
     def _on_piece(self, data: bytes) -> None:
-        self._pieces.append(data)
-        self._size += len(data)
-        if self._size > self.bytes_max:
+        size = self._size + len(data)
+        if size > self.bytes_max:
             self._fail(AttemptFailure.PROTOCOL, f"the engine's answer is over {self.bytes_max} bytes")
+        elif not self._journey.exchange.hold(len(data)):
+            self._refuse_to_hold()
+        else:
+            self._pieces.append(data)
+            self._size = size
+
+    def _fail(self, failure: AttemptFailure, reason: str) -> None:
+        self._journey.exchange.let_go(self._size)
+        super()._fail(failure, reason)
 
     def _on_complete(self) -> None:
         try:
@@ -136,7 +145,15 @@ class TranscriptionLeg(ObjectLeg):
         return Endpoint.TRANSCRIPTIONS.value, f"multipart/form-data; boundary={boundary}", body
 
     def _read(self, body: bytes) -> None:
-        self._type_field, self._answer, self._audio_ms = word_transcript(self.request, body)
+        self._type_field, self._answer, heard_ms = word_transcript(self.request, body)
+        self._audio_ms = min(heard_ms, self._audio_ms_max)
+
+    @property
+    def _audio_ms_max(self) -> int:
+        """What was reserved: a sound is counted as no longer, whatever an engine makes of it."""
+        form = self.request.form
+        assert isinstance(form, TranscriptionForm)
+        return audio_ms_max(len(form.audio))
 
 
 class TranscriptStreamLeg(TranscriptionLeg):
@@ -201,7 +218,7 @@ class TranscriptStreamLeg(TranscriptionLeg):
             count=TokenCount(0, 0, False),
             replica=self._replica,
             first_token_ns=self._first_token_ns,
-            audio_ms=self._stream.audio_ms,
+            audio_ms=min(self._stream.audio_ms, self._audio_ms_max),
         )
 
     def _on_durable(self, reason: str) -> None:

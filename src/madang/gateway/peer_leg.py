@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from madang.core import ServiceName
 from madang.gateway.account import CHARGE_FIELD
 from madang.gateway.deadline import Deadline
-from madang.gateway.errand import AttemptFailure
+from madang.gateway.errand import AttemptFailure, held_error
 from madang.gateway.feed import LivePeer
 from madang.gateway.target import Failure, TimeLimits
 from madang.gateway.upstream import Call
@@ -202,10 +202,14 @@ class PeerLeg:
             self._events += data.count(b"\n\n")
             self._journey.exchange.send(data)
             return
-        self._size += len(data)
-        self._body.append(data)
-        if self._size > ANSWER_BYTES_MAX:
+        size = self._size + len(data)
+        if size > ANSWER_BYTES_MAX:
             self._break(AttemptFailure.PROTOCOL, f"the peer's answer is over {ANSWER_BYTES_MAX} bytes")
+        elif not self._journey.exchange.hold(len(data)):
+            self._refuse_to_hold()
+        else:
+            self._size = size
+            self._body.append(data)
 
     def on_end(self) -> None:
         """The answer is complete, and the peer's event durable."""
@@ -271,6 +275,12 @@ class PeerLeg:
             failure = AttemptFailure.CLOSED  # what became of it the first time is not known
         self._stop()
         self._journey.attempt_failed(failure, reason)
+
+    def _refuse_to_hold(self) -> None:
+        """The worker holds too much already to keep the answer until it is whole; what the peer did is superseded."""
+        self._stop()
+        self._journey.attempt += 1
+        self._journey.abandon(held_error())
 
     def _break(self, failure: AttemptFailure, reason: str) -> None:
         """The answer broke off after it began. A stream's client has what it has, and the peer meters that."""

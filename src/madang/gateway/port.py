@@ -14,6 +14,7 @@ from madang.core import Clock
 from madang.gateway.body_pool import BodyPool
 from madang.gateway.exchange import Exchange
 from madang.gateway.http1 import ServerConnection
+from madang.gateway.origins import NO_VISIT, REFUSALS_MAX, Origins, Visit
 from madang.gateway.settings import GatewaySettings
 
 
@@ -65,6 +66,7 @@ class Port:
         limits: Limits,
         on_reject: Callable[[int], None],
         bodies: BodyPool,
+        origins: Origins | None = None,
     ) -> None:
         """Make a port.
 
@@ -75,6 +77,10 @@ class Port:
             limits: hold for each connection.
             on_reject: told the status of each request that HTTP itself refuses.
             bodies: what the connections of this port and others may hold together.
+            origins: how many connections one address may have; None for any number.
+
+        Attributes:
+            refusals: connections that were refused for want of room.
         """
         self.loop = loop
         self.handler = handler
@@ -82,15 +88,34 @@ class Port:
         self.on_reject = on_reject
         self.bodies = bodies
         self.is_draining = False
+        self.refusals = 0
+        self._origins = origins or Origins(0)
         self._clock = clock
         self._connections: set[ServerConnection] = set()
         self._is_empty = asyncio.Event()
         self._date_s = 0
         self._date_line = b""
 
-    def connect(self) -> ServerConnection:
+    def enter(self, address: object, waiting: int) -> Visit | None:
+        """Return the place of a connection that was accepted, None where it is closed without a word.
+
+        Args:
+            address: as `accept` returned it.
+            waiting: connections that were accepted and have no protocol yet.
+        """
+        if self.room - waiting <= -REFUSALS_MAX:
+            self.refusals += 1
+            return None
+        return self._origins.enter(address)
+
+    def connect(self, visit: Visit = NO_VISIT) -> ServerConnection:
         """Return the protocol for a new connection."""
-        return ServerConnection(self)
+        return ServerConnection(self, visit)
+
+    @property
+    def refusals_by_reason(self) -> dict[str, int]:
+        """How many connections were refused, for want of room and for their address."""
+        return {"full": self.refusals, "address": self._origins.refusals}
 
     def date_line(self) -> bytes:
         """Return the Date field, made once a second."""
@@ -113,11 +138,16 @@ class Port:
     def admit(self, connection: ServerConnection) -> bool:
         """Count a new connection; False when there are too many."""
         self._connections.add(connection)
-        return len(self._connections) <= self.limits.connections_max
+        if not connection.visit.is_welcome:
+            return False
+        is_room = len(self._connections) <= self.limits.connections_max
+        self.refusals += not is_room
+        return is_room
 
     def forget(self, connection: ServerConnection) -> None:
         """Drop a connection that is gone."""
         self._connections.discard(connection)
+        connection.visit.leave()
         if self.is_draining and not self._connections:
             self._is_empty.set()
 

@@ -181,7 +181,9 @@ class Relay:
     def _judge(self, peer: PeerChoice) -> PeerChoice:
         if not self.suspects.is_suspect(ToPeer(peer.site)):
             return peer
-        return PeerChoice(peer.site, peer.digest_age_s, peer.replicas_ready, peer.slots, peer.in_flight, True)
+        return PeerChoice(
+            peer.site, peer.digest_age_s, peer.replicas_ready, peer.slots, peer.in_flight, True, peer.data_class_max
+        )
 
 
 def _name(route: Route) -> str:

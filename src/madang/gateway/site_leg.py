@@ -8,6 +8,7 @@ the tenants' port has done that. A client that leaves ends the call at once.
 import asyncio
 import re
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from madang.core import MadangError, Rejected, RequestId
@@ -93,7 +94,7 @@ class SiteLink:
             log: told when the site process cannot be asked, once, and of its recovery.
 
         Raises:
-            Rejected: `site_api_url` is not `http://host:port`.
+            Rejected: `site_api_url` is not `http://host:port`, or the token's file is there and cannot be used.
         """
         settings = relay.settings
         self._log = log
@@ -102,6 +103,32 @@ class SiteLink:
         self.spawn = spawn
         self.calls = 0
         self.target = _target(settings.site_api_url)
+        self._token_file = settings.site_api_token_file
+        if self._token_file is not None and not _is_missing(self._token_file):
+            self._read_token(self._token_file)
+
+    def warning(self) -> str:
+        """Return what keeps the site process from being asked; empty while nothing does.
+
+        The token's file is the site process's to make, at its first start, which may come after ours.
+        """
+        if (self.target is None) is not (self._token_file is None):
+            return "site_api_url and site_api_token_file: one is set without the other; files and batches answer 503"
+        if self._token_file is None or not _is_missing(self._token_file):
+            return ""
+        return f"site_api_token_file {self._token_file} is not there yet: files, batches and receipts answer 503"
+
+    def _read_token(self, path: Path) -> str:
+        """Return the token; raises Rejected naming the file."""
+        try:
+            token = read_secret(path).decode()
+        except UnicodeDecodeError as error:
+            raise Rejected(f"site_api_token_file {path} holds no text") from error
+        except MadangError as error:
+            raise Rejected(f"site_api_token_file: {error.message}", next_step=error.next_step) from error
+        if not token or not token.isprintable():
+            raise Rejected(f"site_api_token_file {path} holds no token")
+        return token
 
     def open(self, exchange: Exchange, caller: Caller, request_id: RequestId, route: SiteRoute) -> "SiteLeg":
         """Begin to hand a request over; raises ApiError when it may not or cannot go this way."""
@@ -110,7 +137,7 @@ class SiteLink:
             raise residency_error(desired, caller.residency, caller.data_class)
         if route.needs_chips and desired.site is not None and desired.site.is_entry_only:
             raise _elsewhere(desired, caller, route)
-        if self.target is None or self.relay.settings.site_api_token_file is None:
+        if self.target is None or self._token_file is None:
             raise ApiError(
                 ErrorCode.NO_REPLICA,
                 f"{route.prefix} is not served by site {self.relay.site}: its gateway knows no way to its site process "
@@ -120,7 +147,7 @@ class SiteLink:
             message = f"{self.calls} requests to {route.prefix} and the like are in progress here; try again"
             raise ApiError(ErrorCode.OVERLOADED, message, retry_after_s=RETRY_S)
         try:
-            token = read_secret(self.relay.settings.site_api_token_file).decode()
+            token = self._read_token(self._token_file)
         except MadangError as error:
             self.note_trouble(str(error))
             # The path is the operator's to know, not the tenant's.
@@ -135,6 +162,16 @@ class SiteLink:
             else:
                 self._log.info("gateway_site_process_answers")
         self._trouble = reason
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False  # whoever reads it says why it cannot be
+    return False
 
 
 def _target(url: str) -> Target | None:

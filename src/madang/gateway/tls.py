@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidSignature
 
 from madang.core import Clock, Rejected
 from madang.gateway.settings import GatewaySettings
+from madang.runtime.roots import load_roots
 from madang.runtime.telemetry import EventLog
 
 LOOK_PERIOD_S = 1.0
@@ -242,10 +243,6 @@ def peer_context(ca_file: Path | None) -> ssl.SSLContext:
     Raises:
         Rejected: the file cannot be read or holds no certificate.
     """
-    try:
-        context = ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise Rejected(f"peer_ca_file {ca_file} cannot be used: {error}") from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context = load_roots("peer_ca_file", ca_file)
     context.set_alpn_protocols(PROTOCOLS)
     return context

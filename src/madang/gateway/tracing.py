@@ -2,8 +2,9 @@
 
 Owns the spans, their names and their attributes (OpenTelemetry's semantic conventions for HTTP and for generative AI
 where those name a thing). Refuses to know prompts, answers, tenants and keys: a trace leaves the cabinet. Requests of
-data class `classified` are never traced. Without the option a caller's context is passed on untouched, which costs
-one look into a dictionary.
+data class `classified` are never traced, and the context of their caller ends here: passed on, it would have engines
+and peers record spans of them, and tracestate holds words of the caller's own. Without the option the context of any
+other is passed on untouched, which costs one look into a dictionary.
 
 The exporter runs in a thread of its own with a bounded queue: a collector that is away costs spans, which are counted
 by the library, and never a request.
@@ -161,10 +162,12 @@ class Tracing:
     def begin(self, fields: Mapping[bytes, bytes], errand: "Errand") -> RequestTrace:
         """Return the trace of a request with these header fields."""
         tracer = self._tracer
-        if tracer is None:
-            return pass_on(fields) if TRACEPARENT in fields else NO_TRACE
-        if not HANDLING[errand.data_class].is_debug_sampled:
+        if tracer is None and TRACEPARENT not in fields:
             return NO_TRACE
+        if not HANDLING[errand.data_class].is_debug_sampled:
+            return NO_TRACE  # nor is the caller's context passed on: an engine or a peer might record it
+        if tracer is None:
+            return pass_on(fields)
         from opentelemetry.trace import SpanKind
 
         parent = parse_traceparent(fields.get(TRACEPARENT))

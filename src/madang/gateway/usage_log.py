@@ -73,7 +73,7 @@ class SystemDisk:
 
     def create(self, path: Path) -> int:
         """Create a file, take its lock and make its name durable."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             take_lock(descriptor)
             sync_folder(path.parent)

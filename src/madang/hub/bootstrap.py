@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from madang.core import Clock, Entropy, Unavailable
+from madang.core import Clock, Entropy
 from madang.hub.artifact_key import load_artifact_key
 from madang.hub.seeds import (
     HubSeeds,
@@ -22,7 +22,7 @@ from madang.hub.seeds import (
 from madang.hub.settings import HubSettings
 from madang.hub.streams import file_bytes_max
 from madang.runtime.clock import SystemClock, SystemEntropy
-from madang.runtime.files import replace_file, write_secret
+from madang.runtime.files import make_private_folder, replace_file, write_secret
 from madang.runtime.nats import HubNats, format_creds, render_hub_conf
 
 
@@ -78,8 +78,9 @@ def prepare_hub(settings: HubSettings, *, clock: Clock | None = None, entropy: E
     """
     clock = clock or SystemClock()
     paths = hub_paths(settings)
-    for folder in (settings.state_dir, paths.keys, paths.nats):
-        _make_folder(folder)
+    make_private_folder(settings.state_dir, is_ours_alone=False)
+    for folder in (paths.keys, paths.nats):
+        make_private_folder(folder)
     now_s = int(clock.wall_s())
     entropy = entropy or SystemEntropy()
     seeds = prepare_seeds(paths.keys, entropy)
@@ -104,15 +105,6 @@ def prepare_hub(settings: HubSettings, *, clock: Clock | None = None, entropy: E
     )
     replace_file(config, render_hub_conf(facts).encode(), mode=0o600)
     return HubPrepared(nats_config=config, artifact_key=artifact_key.public_hex)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise Unavailable(
-            f"cannot make folder {folder}: {error.strerror}", next_step="choose another state_dir or mend permissions"
-        ) from error
 
 
 def _write_creds(paths: HubPaths, seeds: HubSeeds, now_s: int) -> None:

@@ -13,6 +13,9 @@ Invariants, at every instant and after any restart from what was durable before 
 * what sites hold together, as the hub knows it, is never raised above the limit. So all spending ever stays within
   `limit + overshoot`, where `overshoot` is what sites hold beyond a limit that was lowered after they got it.
 
+One thing breaks the first of them: a request that costs more than was reserved for it, because a price rose on its way.
+What a holder says it spent beyond what it holds is taken from what nobody holds, and is overshoot where that lacks.
+
 A holder is a site in one life of its database: a site that lost its database starts with nothing, and what its former
 life held counts as spent.
 """
@@ -74,8 +77,8 @@ class HubPot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def held(self) -> int:
-        """What all holders may spend in all, and what was spent before them."""
-        return self.prior + sum(holding.held for holding in self.holdings.values())
+        """What all holders may spend in all, or have spent where that is more, and what was spent before them."""
+        return self.prior + sum(max(holding.held, holding.spent) for holding in self.holdings.values())
 
     @property
     def free(self) -> int:

@@ -33,7 +33,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):
         ttft_s, duration_s: durations at the serving gateway, seconds; ttft_s is None without a token.
         is_estimated: true when the engine gave no usage and tokens were counted from chunks.
         hops: gateways between entry and serving site, 0 or 1.
-        audio_ms: length of the sound that was heard, milliseconds.
+        audio_ms: length of the sound that was heard, milliseconds; at most what was reserved, a second for 500 bytes.
         images, samples: rows of the batch that was computed; in one of them, as the catalog entry's unit says.
         tariff_id: what it was charged by; empty where no tariff is.
         charge_micro_won: its price, net of VAT.

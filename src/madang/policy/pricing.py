@@ -23,6 +23,18 @@ TEMPLATE_TOKENS_MAX = 256
 """What a chat template may add to a prompt, for the bound: a token of the models here is at least one byte of text."""
 
 
+AUDIO_BYTES_PER_S_MIN = 500
+"""The least that a codec of speech makes of a second: Opus goes down to 6 kbit/s (RFC 6716 section 2.1.1), 750."""
+
+
+def audio_ms_max(size_bytes: int) -> int:
+    """Return the longest that a sound of so many bytes is counted as, milliseconds.
+
+    Silence can be packed closer. What of it is longer is not charged, so that what is reserved is never exceeded.
+    """
+    return size_bytes * 1000 // AUDIO_BYTES_PER_S_MIN
+
+
 def kst_day_number(wall_s: float) -> int:
     """Return the Korean day of a wall time as days since 1970-01-01."""
     return int((wall_s + KST_OFFSET_S) // _DAY_S)

@@ -2,7 +2,8 @@
 
 Owns the choice. Refuses to know web requests, sockets and clocks. The gateway calls `choose_route` once for each
 attempt; the simulator calls the same function. Residency is judged here for every candidate, whatever was judged
-before, and a site that is not known is not legal.
+before, and a site that is not known is not legal. A peer that the data may not reach, since the way there is in clear,
+is not asked either; that makes no other site legal, and 403 of nothing.
 
 Order of preference: a replica of this site with a free slot; a legal peer with one; the queue of a replica here;
 a legal peer's queue; then the same among those that failed a moment ago. Within a rank the most free slots or
@@ -80,6 +81,7 @@ class PeerChoice(msgspec.Struct, frozen=True):
     Attributes:
         digest_age_s: when the feed was written; negative means that none was ever seen.
         is_suspect: it failed or stayed silent a moment ago.
+        data_class_max: the highest class of data that the way to it may carry; open, where nobody says more.
     """
 
     site: SiteId
@@ -88,6 +90,7 @@ class PeerChoice(msgspec.Struct, frozen=True):
     slots: int
     in_flight: int
     is_suspect: bool = False
+    data_class_max: DataClass = DataClass.OPEN
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,13 +129,20 @@ class RefusalReason(StrEnum):
     RESIDENCY = "residency"
     NO_REPLICA = "no_replica"
     OVERLOADED = "overloaded"
+    CLEAR_LINK = "clear_link"
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Nobody serves it now; `retry_after_s` is None when waiting does not help."""
+    """Nobody serves it now.
+
+    Attributes:
+        retry_after_s: None when waiting does not help.
+        sites: of CLEAR_LINK, who would serve it if the way there were encrypted, by name.
+    """
 
     reason: RefusalReason
     retry_after_s: float | None = None
+    sites: tuple[SiteId, ...] = ()
 
 
 Route = ToReplica | ToPeer
@@ -167,9 +177,20 @@ def choose_route(ask: Ask, view: View, tried: Collection[Route], seed: int) -> R
             return found
     if replicas or peers:
         return Refusal(RefusalReason.OVERLOADED, predict_room_s(ask.priority, replicas or peers, view.duration_s, seed))
-    if legal_sites(ask.residency, ask.data_class, view.sites.values()):
+    return _refuse(ask, view, tried)
+
+
+def _refuse(ask: Ask, view: View, tried: Collection[Route]) -> Refusal:
+    """Return why nobody is left to ask: nobody ever was, those who are may not be reached in clear, or all are down."""
+    legal = legal_sites(ask.residency, ask.data_class, view.sites.values())
+    if not legal:
+        return Refusal(RefusalReason.RESIDENCY)
+    clear = tuple(sorted(choice.site for choice in _usable_peers(ask, view, tried, is_link_judged=False)))
+    if not clear:
         return Refusal(RefusalReason.NO_REPLICA, NO_REPLICA_RETRY_S)
-    return Refusal(RefusalReason.RESIDENCY)
+    barred = {*clear, view.site} if ask.is_local_barred else {*clear}
+    is_hope = any(site.name not in barred for site in legal)
+    return Refusal(RefusalReason.CLEAR_LINK, NO_REPLICA_RETRY_S if is_hope else None, clear)
 
 
 def legal_sites(residency: Residency, data_class: DataClass, sites: Iterable[Site]) -> list[Site]:
@@ -203,7 +224,8 @@ def _usable_replicas(ask: Ask, view: View, tried: Collection[Route]) -> list[Rep
     return [choice for choice in replicas if ToReplica(choice.replica_id) not in tried]
 
 
-def _usable_peers(ask: Ask, view: View, tried: Collection[Route]) -> list[PeerChoice]:
+def _usable_peers(ask: Ask, view: View, tried: Collection[Route], *, is_link_judged: bool = True) -> list[PeerChoice]:
+    """Return the peers that live, are legal and may be reached; the last is left out of account where told so."""
     if ask.hops_left < 1:
         return []
     return [
@@ -212,6 +234,7 @@ def _usable_peers(ask: Ask, view: View, tried: Collection[Route]) -> list[PeerCh
         if choice.site != view.site
         and choice.replicas_ready > 0
         and is_peer_current(choice.digest_age_s)
+        and (not is_link_judged or is_within(ask.data_class, choice.data_class_max))
         and _is_legal(ask, view, choice.site)
         and ToPeer(choice.site) not in tried
     ]

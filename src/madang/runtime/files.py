@@ -4,9 +4,10 @@ Owns them. Refuses to know contents. OSErrors are translated to name the path an
 """
 
 import os
+import stat
 from pathlib import Path
 
-from madang.core import Unavailable
+from madang.core import Rejected, Unavailable
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o644, is_durable: bool = False) -> None:
@@ -41,6 +42,36 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o644, is_durable: bool
         raise Unavailable(
             f"cannot write {path}: {error.strerror}",
             next_step="free space or mend the permission of its folder",
+        ) from error
+
+
+def make_private_folder(folder: Path, *, is_ours_alone: bool = True) -> None:
+    """Make a folder that nobody else on this machine may look into, or close one that is there.
+
+    One that belongs to another user is left as it is, since only its owner can close it: what is put there has a mode
+    of its own.
+
+    Args:
+        folder: with its parents.
+        is_ours_alone: False for one that may hold other things too: it is left as it is when it is there.
+
+    Raises:
+        Rejected: everybody may write there, as in /tmp: it is no folder of ours.
+        Unavailable: it cannot be made or closed, naming it.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if not is_ours_alone:
+            return
+        if status.st_mode & stat.S_ISVTX:
+            raise Rejected(f"{folder} is shared by everybody on this machine", next_step="name a folder inside of it")
+        if status.st_mode & 0o077 and status.st_uid == os.geteuid():
+            folder.chmod(status.st_mode & 0o700)
+    except OSError as error:
+        raise Unavailable(
+            f"cannot make folder {folder}: {error.strerror}",
+            next_step="choose another place, or mend the permission of its parent",
         ) from error
 
 

@@ -5,10 +5,12 @@ keeps its migrations in a folder of its package. Called by hub and site.
 
 SQLite runs with write-ahead log and `synchronous=FULL`: what was committed survives a power loss. All writes go
 through one thread in the order they were asked for, so no two of ours ever wait for SQLite's lock; reads have
-threads of their own and see the last commit.
+threads of their own and see the last commit. Its files are for their owner alone.
 """
 
 import asyncio
+import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -60,6 +62,22 @@ def open_engine(url: str, *, is_reader: bool = False) -> sa.Engine:
         ) from error
 
 
+def _close_to_others(path: str) -> None:
+    """See that a database's files are for us alone before SQLite opens them; it gives its log the file's own mode.
+
+    A file that is there is never opened here: closing it would drop the locks that other connections of this process
+    have on it. One that cannot be made or changed is SQLite's to complain of, if at all.
+    """
+    if not path or path == ":memory:":
+        return
+    with contextlib.suppress(OSError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    for name in (path, f"{path}-wal", f"{path}-shm"):
+        with contextlib.suppress(OSError):
+            if os.stat(name).st_mode & 0o077:
+                os.chmod(name, 0o600)
+
+
 def _open_sqlite(url: sa.URL, is_reader: bool) -> sa.Engine:
     engine = sa.create_engine(
         url,
@@ -67,6 +85,12 @@ def _open_sqlite(url: sa.URL, is_reader: bool) -> sa.Engine:
         max_overflow=0,
         connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
     )
+
+    if not is_reader:
+
+        @event.listens_for(engine, "do_connect")
+        def _close(_dialect: object, _record: object, _cargs: object, _cparams: object) -> None:
+            _close_to_others(url.database or "")
 
     @event.listens_for(engine, "connect")
     def _set_habits(connection: sqlite3.Connection, _record: object) -> None:

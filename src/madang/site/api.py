@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 import madang
 from madang.model import ReplicaPhase
+from madang.policy.links import most_over_url
 from madang.runtime.admin_http import NotFound, json_response, takes
 from madang.runtime.cordon_request import CordonReason, read_reason
 from madang.site.access_api import add_access_routes
@@ -149,6 +150,7 @@ def _add_observed(router: APIRouter, parts: SiteParts) -> None:
                 {
                     "site": peer.site,
                     "url": peer.url,
+                    "data_class_max": most_over_url(peer.url, is_encrypted=peer.is_link_encrypted).value,
                     "digest_age_s": round(peer.digest_age_s, 3),
                     "services": msgspec.to_builtins(peer.services),
                     "sessions": [{"kid": one.kid, "expires_at_s": one.expires_at_s} for one in peer.sessions],

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
-from madang.core import Entropy, Rejected, Unavailable, check_site_name
+from madang.core import Entropy, Rejected, check_site_name
 from madang.runtime.clock import SystemEntropy
-from madang.runtime.files import read_secret, write_secret
+from madang.runtime.files import make_private_folder, read_secret, write_secret
 from madang.runtime.nats import SiteNats, render_site_conf, user_of_creds
 from madang.site.kex import identity_hex, load_identity
 from madang.site.settings import SiteSettings
@@ -90,10 +90,11 @@ def prepare_site(settings: SiteSettings, entropy: Entropy | None = None) -> Site
         Rejected: the name is not valid, or a file that exists is damaged.
         Unavailable: naming the path that cannot be written or is open to others.
     """
-    check_site_name(settings.name)
+    for name in (settings.name, *settings.encrypted_links):
+        check_site_name(name)
     entropy = entropy or SystemEntropy()
+    make_private_folder(settings.state_dir, is_ours_alone=False)
     for folder in (
-        settings.state_dir,
         nats_folder(settings),
         settings.feed_dir,
         settings.usage_dir,
@@ -101,7 +102,7 @@ def prepare_site(settings: SiteSettings, entropy: Entropy | None = None) -> Site
         files_folder(settings),
         batches_folder(settings),
     ):
-        _make_folder(folder)
+        make_private_folder(folder)
     seed = _keep_secret(identity_file(settings), entropy.token_bytes(32).hex().encode())
     for path in (gateway_token_file(settings), files_key_file(settings)):
         _keep_secret(path, entropy.token_bytes(32).hex().encode())
@@ -141,17 +142,8 @@ def install_creds(settings: SiteSettings, creds: str) -> None:
             f"the credentials for site {settings.name} are not usable: {error.message}",
             next_step="enrol the site again at the hub",
         ) from error
-    _make_folder(nats_folder(settings))
+    make_private_folder(nats_folder(settings))
     write_secret(creds_file(settings), creds.encode())
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise Unavailable(
-            f"cannot make the folder {folder}: {error.strerror}", next_step="mend the permission of its parent"
-        ) from error
 
 
 def _keep_secret(path: Path, fresh: bytes) -> bytes:

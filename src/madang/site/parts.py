@@ -4,6 +4,7 @@ Owns the wiring. Refuses to run anything: `madang.site.app` does. The admin API 
 that no part is global.
 """
 
+import ssl
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from madang.core import Clock, Entropy, NodeId
 from madang.runtime.bus import Bus, BusLogin
 from madang.runtime.files import read_secret
 from madang.runtime.machine_boot import read_boot
+from madang.runtime.roots import load_roots
 from madang.runtime.store import Store, sqlite_url
 from madang.runtime.telemetry import EventLog
 from madang.site.access_archive import AccessArchive
@@ -126,6 +128,7 @@ class _Kit:
     changed: Signal
     gauge: OutboxGauge
     book: NodeBook
+    roots: ssl.SSLContext | None
 
 
 def _make_kit(settings: SiteSettings, database: Store, clock: Clock, entropy: Entropy, log: EventLog) -> _Kit:
@@ -142,6 +145,7 @@ def _make_kit(settings: SiteSettings, database: Store, clock: Clock, entropy: En
         changed=Signal(),
         gauge=OutboxGauge(),
         book=NodeBook(tuple(node.name for node in settings.nodes), clock),
+        roots=None if settings.peer_ca_file is None else load_roots("peer_ca_file", settings.peer_ca_file),
     )
 
 
@@ -150,7 +154,7 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
 
     Raises:
         Unavailable: the identity is missing or open to others, naming the file; or Linux does not name its boot.
-        Rejected: it is damaged.
+        Rejected: it is damaged, or the file of roots cannot be used.
     """
     identity = load_identity(read_secret(identity_file(settings)))
     database = Store(sqlite_url(settings.state_dir / "site.db"))
@@ -260,6 +264,7 @@ def _make_receipt_api(kit: _Kit, receipts: ReceiptBook, importer: Importer, peer
         keys=kit.view.keys,
         clock=kit.clock,
         log=kit.log,
+        roots=kit.roots,
     )
     return ReceiptApi(kit.settings.name, receipts, kit.clock, lambda: importer.is_behind, others)
 
@@ -319,9 +324,11 @@ def _make_peers(kit: _Kit, identity: Ed25519PrivateKey, replicas: Replicas) -> P
         view=kit.view,
         sessions=sessions,
         overrides=kit.settings.peer_overrides,
+        encrypted_links=kit.settings.encrypted_links,
         find_loads=lambda: replicas.list_loads(set(kit.view.assignments)),
         clock=kit.clock,
         log=kit.log,
+        roots=kit.roots,
     )
 
 

@@ -6,7 +6,8 @@ age and load. Called by the site process.
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Collection
 
 from madang.core import Clock, Rejected, SiteId, Unavailable
 from madang.machine.feed_digests import DigestBook
@@ -36,9 +37,11 @@ class Peers:
         view: DesiredView,
         sessions: SessionBook,
         overrides: dict[str, str],
+        encrypted_links: Collection[str] = (),
         find_loads: Callable[[], tuple[ServiceLoad, ...]],
         clock: Clock,
         log: EventLog,
+        roots: ssl.SSLContext | None = None,
     ) -> None:
         """Prepare the loops.
 
@@ -49,9 +52,11 @@ class Peers:
             view: which sites there are, with their identities and addresses.
             sessions: our offers, and sessions with theirs.
             overrides: addresses to dial instead of those that sites announce.
+            encrypted_links: sites to which the way is encrypted below HTTP.
             find_loads: how busy our services are now.
             clock: for ages and `sent_at_s`.
             log: gets refused digests, once per site and reason.
+            roots: who vouches for peers that are dialled with TLS; None for the system's.
         """
         self._site = SiteId(site)
         self._boot_id = boot_id
@@ -59,11 +64,12 @@ class Peers:
         self._view = view
         self._sessions = sessions
         self._overrides = overrides
+        self._encrypted_links = frozenset(encrypted_links)
         self._find_loads = find_loads
         self._clock = clock
         self._log = log
         self._book = DigestBook()
-        self.round_trips = RoundTrips(self._urls, clock)
+        self.round_trips = RoundTrips(self._urls, clock, roots)
         self._inbox = bus.listen(digest_subject("*"), pending_max=_INBOX_MAX)
         self._seq = 0
         self._complaints: set[tuple[str, str]] = set()
@@ -136,6 +142,7 @@ class Peers:
                 Peer(
                     site=fact.name,
                     url=self._url_of(fact),
+                    is_link_encrypted=name in self._encrypted_links,
                     round_trip_s=self.round_trips.round_trip_s(name),
                     digest_age_s=self._book.age_s(name, now_ns),
                     services=digest.services if digest is not None else (),

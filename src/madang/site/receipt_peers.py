@@ -42,6 +42,7 @@ class PeerReceipts:
         keys: dict[str, ApiKey],
         clock: Clock,
         log: EventLog,
+        roots: ssl.SSLContext | None = None,
     ) -> None:
         """Prepare; connections are made when somebody asks.
 
@@ -52,6 +53,7 @@ class PeerReceipts:
             keys: the same.
             clock: for passes.
             log: told of a peer whose answer is no answer.
+            roots: who vouches for peers that are dialled with TLS; None for the system's.
         """
         self._site = SiteId(site)
         self._list_peers = list_peers
@@ -60,7 +62,7 @@ class PeerReceipts:
         self._clock = clock
         self._log = log
         self._turns = asyncio.Semaphore(ASKED_MAX)
-        self._roots: ssl.SSLContext | None = None
+        self._roots = roots
 
     async def find(self, receipt_id: str, request_id: str, caller: InternalCaller) -> bytes | None:
         """Return a receipt of another site, or None when the request did not enter here or nobody has it."""

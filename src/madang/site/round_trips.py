@@ -7,6 +7,7 @@ the connection's making is not counted.
 
 import asyncio
 import contextlib
+import ssl
 import statistics
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
@@ -27,15 +28,19 @@ UNKNOWN_S = -1.0
 class RoundTrips:
     """The newest round trip to each other site."""
 
-    def __init__(self, find_urls: Callable[[], Mapping[str, str]], clock: Clock) -> None:
+    def __init__(
+        self, find_urls: Callable[[], Mapping[str, str]], clock: Clock, roots: ssl.SSLContext | None = None
+    ) -> None:
         """Prepare the loop.
 
         Args:
             find_urls: base URLs of the other sites' peer ports by site, as they are dialled from here.
             clock: measures.
+            roots: who vouches for those that are dialled with TLS; None for the system's.
         """
         self._find_urls = find_urls
         self._clock = clock
+        self._tls = roots or True
         self._found: dict[str, float] = {}
 
     def round_trip_s(self, site: str) -> float:
@@ -65,7 +70,7 @@ class RoundTrips:
             parts = urlsplit(url)
             async with asyncio.timeout(TIMEOUT_S):
                 reader, writer = await asyncio.open_connection(
-                    parts.hostname, parts.port, limit=HEAD_BYTES_MAX, ssl=True if parts.scheme == "https" else None
+                    parts.hostname, parts.port, limit=HEAD_BYTES_MAX, ssl=self._tls if parts.scheme == "https" else None
                 )
                 try:
                     return await self._measure(reader, writer, parts.netloc)

@@ -33,6 +33,11 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tenant_url, peer_url: what is announced to others.
         is_entry_only: a pseudo-site without chips, such as the national entry.
         peer_overrides: site name → base URL, where this site must dial a peer by another way (VPN, NAT, relay).
+        encrypted_links: names of sites to which the way is encrypted below HTTP, end to end (WireGuard, IPsec, MACsec).
+            Their peer URLs may be `http://` for data of every class; any other such URL that leaves this machine
+            carries data of class `open` alone.
+        peer_ca_file: who vouches for peers whose URL is `https://`, read at the start; none for the system's roots. The
+            gateway has a setting of its own.
         nodes: its servers; none for an entry-only site.
         feed_dir: where the gateway's feed is written.
         usage_dir: where gateway workers append usage logs.
@@ -76,6 +81,8 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     peer_url: str = ""
     is_entry_only: bool = False
     peer_overrides: dict[str, str] = {}
+    encrypted_links: tuple[str, ...] = ()
+    peer_ca_file: Path | None = None
     nodes: tuple[NodeLink, ...] = ()
     feed_dir: Path
     usage_dir: Path

@@ -101,6 +101,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
         digest_age_s: age of its newest digest when `live` was written; infinite is written as -1.
         sessions: newest first; sign with the first, accept any.
         round_trip_s: to its peer port and back, measured by the site process; negative where that is not known.
+        is_link_encrypted: this site's operator says that the way there is encrypted below HTTP, as by a VPN.
     """
 
     site: SiteId
@@ -109,6 +110,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     services: tuple[ServiceLoad, ...]
     sessions: tuple[PeerSession, ...]
     round_trip_s: float = -1.0
+    is_link_encrypted: bool = False
 
 
 class GatewayLive(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,6 +50,11 @@ class MappedAnswers:
         return written if self._is_stream else b""
 
     @property
+    def held_bytes(self) -> int:
+        """How much is kept of answers that are put together; 0 for a client that is streamed to."""
+        return 0 if self._is_stream else ANSWER_BYTES_MAX - self._room
+
+    @property
     def has_token(self) -> bool:
         """Whether anything that is not empty came."""
         return any(reader.has_token for reader in self._readers)

@@ -151,6 +151,11 @@ class AnswerStream:
         self._assembly = None if request.is_stream else _Assembly(request.endpoint)
         self._template: _Template | None = None
 
+    @property
+    def held_bytes(self) -> int:
+        """How much is kept of an answer that is put together; 0 for a client that is streamed to."""
+        return 0 if self._assembly is None else self._assembly.size_bytes
+
     def take(self, payload: bytes) -> bytes | None:
         """Return the payload for a streaming client, or None when it gets nothing for this one."""
         template = self._template
@@ -404,6 +409,11 @@ class _Assembly:
         whole["id"] = call.id or whole["id"]
         whole["function"]["name"] += name
         whole["function"]["arguments"] += arguments
+
+    @property
+    def size_bytes(self) -> int:
+        """What it weighs so far."""
+        return ANSWER_BYTES_MAX - self._room
 
     def _spend(self, size: int) -> None:
         self._room -= size

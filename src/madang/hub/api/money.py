@@ -36,7 +36,13 @@ def _add_prices(router: APIRouter, parts: HubParts) -> None:
 def _add_views(router: APIRouter, parts: HubParts) -> None:
     @router.get("/tenants/{tenant_id}/budgets")
     async def budgets(tenant_id: str) -> Response:
-        """Budgets of a tenant and its projects in the present periods, as leased, spent and possibly overshot."""
+        """Budgets of a tenant and its projects in the present periods, as leased, spent and possibly overshot.
+
+        `overshoot_max_micro_won` bounds how far spending can exceed a budget: by the overdraw, by what sites hold
+        beyond a budget that was lowered, and by what they say they spent beyond what they hold. The last is not known
+        before they say it: a request on its way to another site costs more than was reserved when its price is raised
+        in that very moment.
+        """
         now_s = parts.clock.wall_s()
         return json_response(await parts.store.read(lambda c: show_budgets(c, tenant_id, now_s)))
 
