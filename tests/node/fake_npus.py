@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from madang.chip.contract import ChipGrant
-from madang.core import ChipId, NodeId
+from madang.core import NodeId
 from madang.model import Chip, ChipHealth
 from madang.node.program import NodeProgram
 from madang.node.settings import NodeSettings
@@ -34,11 +34,6 @@ class Card(msgspec.Struct, frozen=True):
     kind: str
     model: str = "fake"
     memory_bytes: int = 48 * 1024**3
-    cores: int = 1
-    core_sets: tuple[tuple[int, ...], ...] = ()
-    group: str = ""
-    numa_node: int = 0
-    pci_address: str = ""
 
 
 class CardState(msgspec.Struct, frozen=True):
@@ -50,23 +45,25 @@ class CardState(msgspec.Struct, frozen=True):
     is_blind: bool = False
 
 
-def find_engines(folder):
+def find_engines(folder, skipped=frozenset()):
     """Return `{card: {pid, …}}`: which live processes of this folder's node are on which cards, shims left out."""
     found = {}
     mark = f"{folder}:".encode()
     for entry in os.listdir("/proc"):
-        if not entry.isdecimal():
+        if not entry.isdecimal() or int(entry) in skipped:
             continue
         try:
             with open(f"/proc/{entry}/environ", "rb") as file:
                 values = [v for v in file.read().split(b"\0") if v.startswith(f"{VARIABLE}=".encode())]
+            if not values:
+                continue
             with open(f"/proc/{entry}/cmdline", "rb") as file:
                 is_shim = b"/shim.py" in file.read()
             with open(f"/proc/{entry}/stat", "rb") as file:
                 is_dead = file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
         except OSError:
             continue
-        named = values[0].partition(b"=")[2] if values else b""
+        named = values[0].partition(b"=")[2]
         if is_shim or is_dead or not named.startswith(mark):
             continue
         for card in named.removeprefix(mark).decode().split(","):
@@ -113,9 +110,6 @@ class FakeNpuDriver:
             devices=tuple(f"{self.kind}:{chip_id}" for chip_id in chip_ids),
             env={VARIABLE: f"{self._folder}:{','.join(chip_ids)}"},
         )
-
-    def grant_cores(self, chip_id, cores):
-        return self.grant((ChipId(chip_id),))
 
 
 def read_states(folder):
