@@ -25,6 +25,8 @@ from madang.runtime.settings import load_settings
 from madang.runtime.telemetry import EventLog
 
 VARIABLE = "FAKE_NPUS"
+_LOOKS = 20
+"""A process that is being started shows its parent's environment for a moment; after so many looks it is a stranger."""
 
 
 class Card(msgspec.Struct, frozen=True):
@@ -45,17 +47,22 @@ class CardState(msgspec.Struct, frozen=True):
     is_blind: bool = False
 
 
-def find_engines(folder, skipped=frozenset()):
-    """Return `{card: {pid, …}}`: which live processes of this folder's node are on which cards, shims left out."""
+def find_engines(folder, strangers=None):
+    """Return `{card: {pid, …}}`: which live processes of this folder's node are on which cards, shims left out.
+
+    `strangers` counts looks at processes that turned out to be others', which are not looked at for ever.
+    """
     found = {}
     mark = f"{folder}:".encode()
     for entry in os.listdir("/proc"):
-        if not entry.isdecimal() or int(entry) in skipped:
+        if not entry.isdecimal() or (strangers is not None and strangers.get(entry, 0) >= _LOOKS):
             continue
         try:
             with open(f"/proc/{entry}/environ", "rb") as file:
                 values = [v for v in file.read().split(b"\0") if v.startswith(f"{VARIABLE}=".encode())]
             if not values:
+                if strangers is not None:
+                    strangers[entry] = strangers.get(entry, 0) + 1
                 continue
             with open(f"/proc/{entry}/cmdline", "rb") as file:
                 is_shim = b"/shim.py" in file.read()

@@ -1,6 +1,5 @@
 """A real node program with fake cards, and a witness that asks /proc all the while which of its engines are where."""
 
-import os
 import threading
 
 import msgspec
@@ -25,10 +24,11 @@ class NpuLab(NodeLab):
         self._witness.start()
 
     def _watch(self):
-        # What was there before has nothing to do with this node, and to read it each time would cost most of a core.
-        others = frozenset(int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
+        strangers = {}
         while not self._is_over.is_set():
-            self.crowded += [(card, pids) for card, pids in find_engines(self.folder, others).items() if len(pids) > 1]
+            self.crowded += [
+                (card, pids) for card, pids in find_engines(self.folder, strangers).items() if len(pids) > 1
+            ]
             self._is_over.wait(0.03)
 
     def close(self):

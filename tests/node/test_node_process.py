@@ -147,7 +147,7 @@ def test_an_orderly_stop_leaves_engines_and_down_ends_them(lab):
     assert stop_engines(lab.settings) == 0
 
 
-@pytest.mark.parametrize("is_started_again", [False, True])
+@pytest.mark.parametrize("is_started_again", [pytest.param(False, marks=pytest.mark.deep), True])
 def test_a_shim_without_a_record_yet_is_found(lab, is_started_again):
     lab.plan(lab.spec())
     before = lab.wait_ready()

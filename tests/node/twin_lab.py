@@ -39,7 +39,7 @@ class TwinLab(NodeLab):
             chips=tuple(f"{kind}@{machine}" for kind in kinds),
             engine_twins=("furiosa_llm", "vllm"),
             engine_runtimes={"furiosa_llm": FURIOSA_HERE, "vllm": VLLM_HERE},
-            **settings,
+            **{"engine_probe_s": 2.0, **settings},
         )
         self.models, self.services, self.assignments, self.plans = {}, {}, {}, {}
 
