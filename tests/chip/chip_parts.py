@@ -5,6 +5,8 @@ import asyncio
 from madang.core import NodeId
 
 NODE = NodeId("daegu-1")
+HANG_S = 0.25
+"""How long tests wait for a tool that never ends; a tool that is merely slow to start would give the same answer."""
 
 
 class FakeClock:

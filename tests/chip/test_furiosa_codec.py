@@ -121,6 +121,9 @@ def test_memory_in_use_is_counted_on_occupied_pes():
     assert codec.parse_memory_used(b"1\n", []) is None
     assert codec.parse_memory_used(b"1\n", [b"dram_usage: 0x10\n"]) is None
     assert codec.parse_memory_used(b"0x3\n", [busy]) is None
+    assert codec.parse_occupied(b"0\n1\n1\n") == (1, 2)
+    assert codec.parse_occupied(b"0\n") == ()
+    assert codec.parse_occupied(b"") is codec.parse_occupied(b"0\nx\n") is None
 
 
 def test_sensors_are_found_by_label():

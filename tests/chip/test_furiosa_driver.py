@@ -1,16 +1,24 @@
 """The furiosa driver keeps the chip contract on its twins, and tells every fault of theirs by its reason."""
 
+import msgspec
 import pytest
-from tests.chip.chip_parts import NODE, FakeClock, read, read_one
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.chip.chip_parts import HANG_S, NODE, FakeClock, read, read_one
 
 from madang.chip.furiosa.driver import FuriosaDriver
 from madang.chip.furiosa.twin import TOOL, FuriosaTwin
 from madang.chip.host import MachineHost
 from madang.chip.roster import STUCK_S
-from madang.core import Conflict
+from madang.core import Conflict, ReplicaId
+from madang.engine.furiosa_llm.codec import parse_devices
+from madang.machine.chip_lease import LeaseRules, LeaseTable, step
+from madang.machine.chip_lease_events import Acquire, Gone, Granted, Seen
 from madang.model import ChipHealth
+from madang.policy.allocation import Ask, Refusal, Use, choose_chips
 from madang.testing.chip_contract import ChipDriverContract
 
+GIB = 1024**3
 FIRST = "furiosa-madangtwin-rngd-0000"
 
 
@@ -82,6 +90,82 @@ def test_a_grant_names_the_cards_as_they_are_numbered_now(pair):
     pair.refresh()
     assert list(read(driver)) == [first, second]
     assert driver.grant((second,)).devices == ("npu:5",)
+
+
+def test_parts_of_a_card_are_named_as_furiosa_llm_takes_them(pair):
+    driver = make_driver(pair)
+    first, second = read(driver)
+    assert driver.grant_cores(second, (7, 6, 5, 4)).devices == ("npu:1:4-7",)
+    assert driver.grant_cores(second, (3,)).devices == ("npu:1:3",)
+    assert driver.grant_cores(first, tuple(range(8))) == driver.grant((first,))
+    part = driver.grant_cores(first, (0, 1))
+    assert (part.cpus, part.cpu_threads) == ((0, 1), 1), "near CPUs are shared by the parts, threads by their size"
+    for cores in ((), (1, 2), (0, 1, 2), (8,), (0, 0)):
+        with pytest.raises(Conflict, match="are not a set that may be given; it has 0; 1; "):
+            driver.grant_cores(first, cores)
+    with pytest.raises(Conflict, match="are not here"):
+        driver.grant_cores("furiosa-other", (0,))
+
+
+def test_a_core_is_occupied_when_the_tool_or_the_kernel_driver_says_so(twin):
+    driver = make_driver(twin)
+    assert read_one(driver).cores_occupied == ()
+    twin.cards[0].pes_occupied, twin.cards[0].memory_used_bytes = (4, 5), 9 * GIB + 1
+    twin.refresh()
+    chip = read_one(driver)
+    assert (chip.cores_occupied, chip.memory_bytes - chip.memory_free_bytes) == ((4, 5), 9 * GIB + 1)
+    answers = twin.machine._answers[TOOL]
+    twin.cards[0].pes_occupied = (5, 6)
+    twin.refresh()
+    twin.machine.install(TOOL, answers)
+    assert read_one(driver).cores_occupied == (4, 5, 6)
+    twin.machine.uninstall(TOOL)
+    chip = read_one(driver)
+    assert (chip.cores_occupied, chip.memory_bytes - chip.memory_free_bytes) == ((5, 6), 9 * GIB + 1)
+    twin.machine.garble("/sys/class/rngd_mgmt/rngd!npu0mgmt/pe_occupancy")
+    assert read_one(driver).cores_occupied is None
+
+
+WANTED = st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=40)
+
+
+@settings(max_examples=100, deadline=None)
+@given(wanted=WANTED)
+def test_whatever_is_asked_and_given_back_no_two_engines_are_told_the_same_pe(two_cards, wanted):
+    """Choice, lease machine, grant and what the engine reads in it, together: PEs of those who hold are disjoint."""
+    driver, chips = two_cards
+    table, held = LeaseTable(), {}
+    table, _ = step(table, Seen(tuple(chips.values()), 1), 1, LeaseRules())
+    for number, (cores, is_given_back) in enumerate(wanted):
+        if is_given_back and held:
+            holder = sorted(held)[cores % len(held)]
+            del held[holder]
+            table, _ = step(table, Gone(holder), 2 * number, LeaseRules())
+            fresh = tuple(msgspec.structs.replace(chip, observed_at_s=number + 2.0) for chip in chips.values())
+            table, _ = step(table, Seen(fresh, 2 * number + 1), 2 * number + 1, LeaseRules())
+            continue
+        ask = Ask(kinds=("furiosa",), cores=cores)
+        leases = [(lease, chip_id) for lease in table.leases for chip_id in lease.chip_ids]
+        uses = [Use(chip_id=chip_id, holder=lease.holder, cores=lease.cores) for lease, chip_id in leases]
+        found = choose_chips(ask, chips.values(), uses)
+        if isinstance(found, Refusal):
+            continue
+        holder = ReplicaId(f"r{number:03}")
+        table, effects = step(table, Acquire(holder, found.chip_ids, found.cores), 2 * number, LeaseRules())
+        assert effects == (Granted(holder),)
+        chip_id, *rest = found.chip_ids
+        grant = driver.grant_cores(chip_id, found.cores) if found.cores else driver.grant(found.chip_ids)
+        held[holder] = {(card, pe) for card, pes in parse_devices(grant.devices) for pe in pes}
+        assert not rest
+        assert len(held[holder]) >= (cores or 8)
+    told = [place for places in held.values() for place in places]
+    assert len(told) == len(set(told))
+
+
+@pytest.fixture(scope="module")
+def two_cards(tmp_path_factory):
+    driver = make_driver(FuriosaTwin(tmp_path_factory.mktemp("machine"), cards=2))
+    return driver, read(driver)
 
 
 def test_a_lost_card_is_failed_and_the_others_keep_their_identity(tmp_path):
@@ -162,7 +246,7 @@ def test_an_idle_card_may_stand_still(twin):
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("hang", "furiosa-smi info --format json did not end in 1 s"),
+        ("hang", f"furiosa-smi info --format json did not end in {HANG_S:g} s"),
         ("flood", "wrote more than"),
         ("garbage", "did not answer with a JSON array"),
         ("crash", "ended with status 101: panicked"),
@@ -180,7 +264,7 @@ def test_without_the_tool_health_is_unknown_and_sysfs_gives_the_rest(twin, fault
     else:
         twin.machine.break_tool(TOOL, fault)
     if fault == "hang":
-        driver._host = MachineHost(twin.root, tool_s_max=1.0)
+        driver._host = MachineHost(twin.root, tool_s_max=HANG_S)
     chip = read_one(driver)
     driver._host = MachineHost(twin.root, tool_s_max=30.0)
     assert (chip.chip_id, chip.serial) == (before.chip_id, before.serial)

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from tests.chip.chip_parts import HANG_S
 
 from madang.chip.host import FILE_BYTES_MAX, MachineHost, Patience
 from madang.chip.twin_machine import TwinMachine
@@ -67,11 +68,11 @@ def processes_of(machine):
     return found
 
 
-@pytest.mark.parametrize(("fault", "said"), [("hang", "did not end in 1 s"), ("flood", "wrote more than")])
+@pytest.mark.parametrize(("fault", "said"), [("hang", "did not end in 0.25 s"), ("flood", "wrote more than")])
 def test_a_tool_that_does_not_end_is_killed_and_unavailable(machine, fault, said):
     machine.break_tool(TOOL, fault)
     with pytest.raises(Unavailable, match=said):
-        run(machine, "info", tool_s_max=1.0 if fault == "hang" else 10.0)
+        run(machine, "info", tool_s_max=HANG_S if fault == "hang" else 10.0)
     assert processes_of(machine) == []
 
 

@@ -1,7 +1,7 @@
 """The rebellions driver keeps the chip contract on its twins, and tells every fault of theirs by its reason."""
 
 import pytest
-from tests.chip.chip_parts import NODE, FakeClock, read, read_one
+from tests.chip.chip_parts import HANG_S, NODE, FakeClock, read, read_one
 
 from madang.chip.host import MachineHost
 from madang.chip.rebellions.driver import RebellionsDriver
@@ -208,7 +208,7 @@ def test_readings_that_stand_still_under_load_are_noticed(twin):
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("hang", "rbln-smi -j did not end in 1 s"),
+        ("hang", f"rbln-smi -j did not end in {HANG_S:g} s"),
         ("flood", "wrote more than"),
         ("garbage", "no JSON object with devices"),
         ("crash", "ended with 101: panicked"),
@@ -224,7 +224,7 @@ def test_without_the_tool_health_is_unknown_and_sysfs_gives_the_rest(twin, fault
     else:
         twin.machine.break_tool(TOOL, fault)
     if fault == "hang":
-        driver._host = MachineHost(twin.root, tool_s_max=1.0)
+        driver._host = MachineHost(twin.root, tool_s_max=HANG_S)
     chip = read_one(driver)
     driver._host = MachineHost(twin.root, tool_s_max=30.0)
     assert (chip.chip_id, chip.group) == (before.chip_id, before.group)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.chip.chip_parts import FakeClock
+from tests.chip.chip_parts import HANG_S, FakeClock
 
 from madang.chip.furiosa.driver import FuriosaDriver
 from madang.chip.furiosa.twin import TOOL, FuriosaTwin
@@ -101,7 +101,7 @@ def test_a_twins_recording_stays_marked(tmp_path):
 def test_a_tool_that_failed_is_recorded_as_such(tmp_path):
     twin = FuriosaTwin(tmp_path)
     twin.machine.break_tool(TOOL, "hang")
-    host = RecordingHost(MachineHost(twin.root, tool_s_max=0.5))
+    host = RecordingHost(MachineHost(twin.root, tool_s_max=HANG_S))
     chips = asyncio.run(FuriosaDriver(NODE, FakeClock(), host).read())
     recording = make_recording("furiosa", "simulated", 1.0, host, chips)
     assert "did not end" in recording.tools[0].trouble

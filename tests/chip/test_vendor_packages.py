@@ -80,6 +80,7 @@ def read_ours(twin):
 def test_furiosas_bindings_and_our_driver_say_the_same_of_every_card(tmp_path, furiosa_python, has_tool):
     twin = FuriosaTwin(tmp_path, cards=3)
     twin.work(1)
+    twin.cards[2].pes_occupied, twin.cards[2].memory_used_bytes = (4, 5), 9 << 30
     twin.throttle(2)
     add_devices(twin)
     if not has_tool:
@@ -99,8 +100,9 @@ def test_furiosas_bindings_and_our_driver_say_the_same_of_every_card(tmp_path, f
         ]
         assert (chip.firmware_version, chip.driver_version) == (device["firmware"], theirs["driver"])
         assert device["is_alive"]
+        assert len(chip.cores_occupied) == device["occupied"]
         assert (chip.health in (ChipHealth.OK, ChipHealth.DEGRADED)) is has_tool
-    assert {device["occupied"] for device in theirs["devices"]} == {0, 8}
+    assert {device["occupied"] for device in theirs["devices"]} == {0, 8, 2}
 
 
 def test_furiosas_bindings_and_our_driver_agree_that_a_card_is_dead(tmp_path, furiosa_python):

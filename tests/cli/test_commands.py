@@ -382,6 +382,12 @@ def test_chip_verbs_reach_the_hub(hub, ask):
     assert "a name at several sites" in ask("chip", "uncordon", "twice/npu0").stderr
 
 
+PARTS = [
+    {"holder": "ocr-1", "state": "draining", "cores": [0, 1, 2, 3]},
+    {"holder": "ocr-2", "state": "leased", "cores": [6]},
+]
+
+
 def test_cordons_and_holders_are_shown(hub, ask):
     chip = {
         "chip_id": "npu0",
@@ -390,10 +396,11 @@ def test_cordons_and_holders_are_shown(hub, ask):
         "cordon_reason": "failed: link down",
         "leases": [{"holder": "chat-1", "state": "clearing"}, {"holder": "chat-2", "state": "leased"}],
     }
-    hub.answers["GET", "/api/v1/chips"] = (200, [chip])
+    hub.answers["GET", "/api/v1/chips"] = (200, [chip, {"chip_id": "npu1", "site": "daegu", "leases": PARTS}])
     table = ask("chip", "list").stdout
     assert "failed: link down" in table
     assert "chat-1 (clearing), chat-2" in table
+    assert "ocr-1 [0-3] (draining), ocr-2 [6]" in table
     node = {"node": "n1", "site": "daegu", "is_cordoned": True, "is_draining": True, "cordon_reason": "new fans"}
     hub.answers["GET", "/api/v1/nodes"] = (200, [node])
     table = ask("node", "list").stdout

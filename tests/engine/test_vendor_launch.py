@@ -125,6 +125,14 @@ def test_furiosa_takes_exactly_the_granted_pes(tmp_path, devices, words):
         plan_of(driver, FURIOSA, tmp_path, devices)
 
 
+@pytest.mark.parametrize("device", ["npu:3:0-3", "npu:3:4-7"])
+def test_furiosa_takes_part_of_a_card_for_what_was_compiled_for_it(tmp_path, device):
+    spec = msgspec.structs.replace(FURIOSA, artifact=msgspec.structs.replace(FURIOSA.artifact, parallelism="tp4"))
+    driver = FuriosaLlmDriver(FURIOSA_HERE, "madang.engine.furiosa_llm.twin")
+    _, arguments, _ = plan_of(driver, spec, tmp_path, (device,))
+    assert arguments[arguments.index("--devices") + 1] == device
+
+
 def test_furiosa_never_starts_without_devices(tmp_path):
     spec = msgspec.structs.replace(FURIOSA, artifact=msgspec.structs.replace(FURIOSA.artifact, parallelism=""))
     with pytest.raises(Rejected, match="no device was granted"):

@@ -40,6 +40,8 @@ def argparse_flags(text):
 def test_furiosas_flags_are_in_its_own_parser():
     folder = wheels("furiosa-llm==2026.4.0")
     text = (folder / "furiosa_llm" / "cli" / "serve.py").read_text(encoding="utf-8")
+    # What chip drivers grant: a card, a PE of it, and PEs that the kernel driver has fused.
+    assert all(f'"{device}"' in text for device in ("npu:0", "npu:0:0", "npu:0:0-3"))
     known = argparse_flags(text)
     line = FURIOSA.command_for("2026.4.0")
     missing = [flag for flag in (*line.flags, "--api-key") if flag not in known]

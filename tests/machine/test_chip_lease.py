@@ -159,6 +159,65 @@ def test_cores_of_one_chip_are_apart_and_cleared_apart(desk):
     assert desk.see(chip("n0", used=24 * GIB, **npu)) == [Freed((N0,))]
 
 
+DIVIDED = {"cores": 4, "core_sets": ((0, 1), (2, 3), (0, 1, 2, 3)), "cores_occupied": ()}
+
+
+def test_a_core_that_somebody_has_open_is_not_given_back_whatever_the_memory_says(desk):
+    """The neighbour uses a quarter of its share, so that what is left of the dead engine would hide in the rest."""
+    desk.see(chip("n0", **DIVIDED))
+    desk.feed(Acquire(A, (N0,), (0, 1)))
+    desk.feed(Acquire(B, (N0,), (2, 3)))
+    desk.see(chip("n0", used=30 * GIB, **{**DIVIDED, "cores_occupied": (0, 1, 2, 3)}))
+    desk.feed(Gone(A))
+    assert desk.see(chip("n0", used=12 * GIB, **{**DIVIDED, "cores_occupied": (0, 2, 3)})) == []
+    (hold,) = desk.feed(Tick(), after_s=60)
+    assert hold == Hold(N0, "cores 0 were still occupied 60 s after the engine of a ended", (0, 1))
+    assert desk.see(chip("n0", used=6 * GIB, **{**DIVIDED, "cores_occupied": (2, 3)})) == [Freed((N0,)), Lift(N0)]
+    assert desk.states() == [(B, ChipLeaseState.LEASED)]
+    assert desk.feed(Acquire(A, (N0,), (0, 1))) == [Granted(A)]
+
+
+def test_what_hid_in_a_neighbours_share_is_found_when_the_last_part_is_given_back(desk):
+    desk.see(chip("n0", **DIVIDED))
+    desk.feed(Acquire(A, (N0,), (0, 1)))
+    desk.feed(Acquire(B, (N0,), (2, 3)))
+    desk.feed(Gone(A))
+    assert desk.see(chip("n0", used=20 * GIB, **{**DIVIDED, "cores_occupied": (2, 3)})) == [Freed((N0,))]
+    desk.feed(Gone(B))
+    assert desk.see(chip("n0", used=10 * GIB, **DIVIDED)) == []
+    assert desk.see(chip("n0", **DIVIDED)) == [Freed((N0,))]
+
+
+def test_cores_that_a_stranger_has_open_are_not_given_and_the_others_are(desk):
+    desk.see(chip("n0", used=GIB, **{**DIVIDED, "cores_occupied": (1,)}))
+    for cores in ((0, 1), ()):
+        (refused,) = desk.feed(Acquire(A, (N0,), cores))
+        assert refused.reason == "cores 1 of chip n0 are occupied by a program of somebody else"
+    assert desk.feed(Acquire(A, (N0,), (2, 3))) == [Granted(A)]
+
+
+def test_a_person_may_say_that_an_occupied_core_is_free_for_one_engine(desk):
+    desk.see(chip("n0", **{**DIVIDED, "cores_occupied": (1,)}))
+    desk.feed(Acquire(B, (N0,), (2, 3)))
+    desk.see(chip("n0", **{**DIVIDED, "cores_occupied": (1, 2, 3)}))
+    assert desk.feed(Dismissed(N0)) == []
+    stored = msgspec.json.decode(msgspec.json.encode(strip(desk.table)), type=LeaseTable)
+    assert resume(stored, 0).dismissed == {"n0": (1,)}
+    assert desk.feed(Acquire(A, (N0,), (0, 1))) == [Granted(A)]
+    desk.feed(Gone(A))
+    assert desk.see(chip("n0", **{**DIVIDED, "cores_occupied": (1, 2, 3)})) == [], "its word was for what was there"
+    assert desk.see(chip("n0", **{**DIVIDED, "cores_occupied": (2, 3)})) == [Freed((N0,))]
+
+
+def test_a_chip_that_tells_its_cores_and_not_its_memory_is_free_when_they_are(desk):
+    blind = {**DIVIDED, "memory_free_bytes": None}
+    desk.see(chip("x", **blind))
+    assert desk.feed(Acquire(A, (ChipId("x"),), (0, 1))) == [Granted(A)]
+    desk.feed(Gone(A))
+    assert desk.see(chip("x", **{**blind, "cores_occupied": (0, 1)})) == []
+    assert desk.see(chip("x", **blind)) == [Freed((ChipId("x"),))]
+
+
 def test_failed_and_incompatible_chips_and_half_cards_are_refused(desk):
     desk.see(
         chip("n0", health=ChipHealth.FAILED, reason="lost"),

@@ -1,9 +1,9 @@
 """Leases under any order of deaths: the engine's, the node program's, both; readings late, repeated and missing.
 
 The world below is what is true: which processes live, how much memory each left behind. The node program knows of it
-only what it reads and what it stored. Two engines on one card, a card given with memory in use, and a card that stays
-held once faults cease are failures. Of core sets only the processes are checked: readings tell how much of a card's
-memory is in use, not whose it is.
+only what it reads and what it stored. Two engines on one card or core, a card or core given with memory in use, and one
+that stays held once faults cease are failures. Engines on parts of a card use half of their share, so that the card's
+memory says nothing of a part: which cores are occupied does.
 """
 
 import msgspec
@@ -62,7 +62,7 @@ class FakeMachine:
                 taken = set(other_cores or range(CORES)) if chip_id in other_ids else set()
                 assert not wanted & taken, f"two engines on {chip_id}"
             for left_id, left_cores, _ in self.left:
-                assert left_id != chip_id or cores or not wanted & left_cores, f"{chip_id} was given with memory in use"
+                assert left_id != chip_id or not wanted & left_cores, f"{chip_id} was given with memory in use"
         self.engines[holder] = (chip_ids, cores)
 
     def kill(self, holder):
@@ -73,18 +73,24 @@ class FakeMachine:
 
     def check_free(self, lease):
         assert self.engines.get(lease.holder) != (lease.chip_ids, lease.cores), "a lease ended before its engine"
-        for left_id, _, _ in self.left:
-            assert lease.cores or left_id not in lease.chip_ids, f"the lease of {left_id} ended with memory in use"
+        for left_id, left_cores, _ in self.left:
+            is_left = left_id in lease.chip_ids and left_cores & set(lease.cores or range(CORES))
+            assert not is_left, f"the lease of {left_id} ended with memory in use"
 
     @staticmethod
     def share(cores):
-        return MEMORY * (len(cores) or CORES) // CORES
+        return MEMORY * len(cores) // CORES // 2 if cores else MEMORY
+
+    def occupied(self, name):
+        open_cores = [set(cores or range(CORES)) for chip_ids, cores in self.engines.values() if name in chip_ids]
+        left = [left_cores for left_id, left_cores, _ in self.left if left_id == name]
+        return tuple(sorted(set().union(*open_cores, *left)))
 
     def read(self, at_s, *, is_blind=False):
         chips = []
         for name in ("n0", "n1", "g0", "g1", "cpu0"):
             used = sum(size for left_id, _, size in self.left if left_id == name)
-            # Engines take their whole share when they start.
+            # Engines take their memory when they start.
             used += sum(self.share(cores) for chip_ids, cores in self.engines.values() if name in chip_ids)
             is_cpu = name == "cpu0"
             chips.append(
@@ -100,6 +106,7 @@ class FakeMachine:
                     group="s" if name[0] == "g" else "",
                     cores=1 if is_cpu else CORES,
                     core_sets=SETS if name == "n1" else (),
+                    cores_occupied=self.occupied(name) if name == "n1" and not is_blind else None,
                     observed_at_s=at_s,
                 )
             )

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from madang.chip.contract import ChipGrant
-from madang.core import ChipId, NodeId
+from madang.core import NodeId
 from madang.model import Chip, ChipHealth
 from madang.node.program import NodeProgram
 from madang.node.settings import NodeSettings
@@ -25,6 +25,8 @@ from madang.runtime.settings import load_settings
 from madang.runtime.telemetry import EventLog
 
 VARIABLE = "FAKE_NPUS"
+_LOOKS = 20
+"""A process that is being started shows its parent's environment for a moment; after so many looks it is a stranger."""
 
 
 class Card(msgspec.Struct, frozen=True):
@@ -34,11 +36,6 @@ class Card(msgspec.Struct, frozen=True):
     kind: str
     model: str = "fake"
     memory_bytes: int = 48 * 1024**3
-    cores: int = 1
-    core_sets: tuple[tuple[int, ...], ...] = ()
-    group: str = ""
-    numa_node: int = 0
-    pci_address: str = ""
 
 
 class CardState(msgspec.Struct, frozen=True):
@@ -50,23 +47,30 @@ class CardState(msgspec.Struct, frozen=True):
     is_blind: bool = False
 
 
-def find_engines(folder):
-    """Return `{card: {pid, …}}`: which live processes of this folder's node are on which cards, shims left out."""
+def find_engines(folder, strangers=None):
+    """Return `{card: {pid, …}}`: which live processes of this folder's node are on which cards, shims left out.
+
+    `strangers` counts looks at processes that turned out to be others', which are not looked at for ever.
+    """
     found = {}
     mark = f"{folder}:".encode()
     for entry in os.listdir("/proc"):
-        if not entry.isdecimal():
+        if not entry.isdecimal() or (strangers is not None and strangers.get(entry, 0) >= _LOOKS):
             continue
         try:
             with open(f"/proc/{entry}/environ", "rb") as file:
                 values = [v for v in file.read().split(b"\0") if v.startswith(f"{VARIABLE}=".encode())]
+            if not values:
+                if strangers is not None:
+                    strangers[entry] = strangers.get(entry, 0) + 1
+                continue
             with open(f"/proc/{entry}/cmdline", "rb") as file:
                 is_shim = b"/shim.py" in file.read()
             with open(f"/proc/{entry}/stat", "rb") as file:
                 is_dead = file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
         except OSError:
             continue
-        named = values[0].partition(b"=")[2] if values else b""
+        named = values[0].partition(b"=")[2]
         if is_shim or is_dead or not named.startswith(mark):
             continue
         for card in named.removeprefix(mark).decode().split(","):
@@ -113,9 +117,6 @@ class FakeNpuDriver:
             devices=tuple(f"{self.kind}:{chip_id}" for chip_id in chip_ids),
             env={VARIABLE: f"{self._folder}:{','.join(chip_ids)}"},
         )
-
-    def grant_cores(self, chip_id, cores):
-        return self.grant((ChipId(chip_id),))
 
 
 def read_states(folder):

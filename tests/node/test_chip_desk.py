@@ -151,8 +151,10 @@ def test_memory_that_is_not_freed_cordons_and_its_freeing_lifts_it(bench):
     bench.desk.acquire(spec())
     bench.see(chip("n0", used=40 * GIB), chip("n1"))
     bench.desk.gone(ReplicaId("r-1"))
+    assert bench.desk.is_waiting
     for _ in range(12):
         bench.see(chip("n0", used=GIB), chip("n1"))
+    assert not bench.desk.is_waiting, "vendors' tools are not asked every second for a card that does not come back"
     assert bench.causes() == [("n0", CordonCause.NOT_RELEASED)]
     assert bench.start().causes() == [("n0", CordonCause.NOT_RELEASED)]
     bench.see(chip("n0"), chip("n1"))
@@ -168,6 +170,21 @@ def test_the_deaths_of_engines_condemn_half_of_the_cards_at_most(bench):
     assert "chip_not_cordoned" in bench.events()
 
 
+def test_engines_that_die_on_one_part_of_a_card_say_nothing_of_the_others(bench):
+    for _ in range(4):
+        bench.desk.engine_died((ChipId("n0"),), (0, 1))
+        bench.desk.engine_died((ChipId("n0"),), (2, 3))
+    assert bench.causes() == []
+    bench.desk.engine_died((ChipId("n0"),), (0, 1))
+    (cordon,) = bench.desk.cordons
+    assert (cordon.cause, cordon.cores) == (CordonCause.ENGINE_DEATHS, (0, 1))
+    bench.desk.engine_died((ChipId("n0"),), (2, 3))
+    assert [cordon.cores for cordon in bench.start().desk.cordons] == [(0, 1, 2, 3)]
+    bench.desk.uncordon(ChipId("n0"))
+    bench.desk.engine_died((ChipId("n0"),), (0, 1))
+    assert bench.causes() == []
+
+
 def test_readings_of_idle_cards_write_nothing(bench):
     before = bench.changes
     for used in (0, 1000, 0, 3000):
@@ -179,4 +196,6 @@ def test_locks_are_one_a_core_of_chips_that_are_not_shared(bench, tmp_path):
     bench.see(chip("n0", cores=2), chip("cpu0", engines_max=8), chip("0000:03:00.0"))
     assert bench.desk.lock_files(spec("r", "cpu0")) == ()
     assert bench.desk.lock_files(spec("r", "n0")) == tuple(str(tmp_path / "locks" / f"n0.{core}") for core in (0, 1))
+    part = msgspec.structs.replace(spec("r", "n0"), cores=(1,))
+    assert bench.desk.lock_files(part) == (str(tmp_path / "locks" / "n0.1"),)
     assert bench.desk.lock_files(spec("r", "0000:03:00.0"))[0].endswith("0000%3A03%3A00.0.0")

@@ -52,10 +52,14 @@ ORDERS = [
 """The engine dies with its shim: killing it thereafter is nothing new."""
 
 
-def test_any_order_of_deaths_leaves_one_engine_on_its_card_and_none_on_a_card_of_nobody(make_lab):
+QUICK_ORDERS = [("node",), ("shim",), ("node", "engine", "shim")]
+
+
+@pytest.mark.parametrize("orders", [QUICK_ORDERS, pytest.param(ORDERS, marks=pytest.mark.deep)], ids=["few", "all"])
+def test_any_order_of_deaths_leaves_one_engine_on_its_card_and_none_on_a_card_of_nobody(make_lab, orders):
     lab = make_lab()
     lab.plan(lab.on("chat", "n0"))
-    for order in ORDERS:
+    for order in orders:
         before = lab.wait_ready()
         murder(lab, order, before)
         is_kept = order == ("node",)
@@ -68,7 +72,15 @@ def test_any_order_of_deaths_leaves_one_engine_on_its_card_and_none_on_a_card_of
     assert lab.cordons() == {}
 
 
-@pytest.mark.parametrize("victims", [("node",), ("node", "engine"), ("engine", "node")])
+@pytest.mark.parametrize(
+    "victims",
+    [
+        pytest.param(("node",), marks=pytest.mark.deep),
+        ("node", "engine"),
+        pytest.param(("engine", "node"), marks=pytest.mark.deep),
+    ],
+    ids="-".join,
+)
 def test_a_card_of_a_replica_that_is_not_wanted_any_more_is_free_after_deaths(make_lab, victims):
     lab = make_lab()
     lab.plan(lab.on("chat", "n0", token_period_s=0.05))
@@ -146,18 +158,24 @@ def test_damaged_records_are_put_aside(make_lab):
     assert "chip_records_damaged" in lab.events()
 
 
-def test_core_sets_of_one_card_have_one_engine_each(make_lab):
-    lab = make_lab(Card("n0", "npu", cores=4, core_sets=((0, 1), (2, 3), (0, 1, 2, 3))))
-    lab.engines_max = 2
-    lab.plan(lab.on("chat", "n0", cores=(0, 1)), lab.on("other", "n0", cores=(2, 3)))
-    lab.wait_ready("chat")
-    lab.wait_ready("other")
-    assert {lease.cores for lease in lab.leases().values()} == {(0, 1), (2, 3)}
-    lab.plan(lab.on("chat", "n0", cores=(0, 1)), lab.on("other", "n0", cores=(2, 3)), lab.on("third", "n0"))
-    lab.wait_phase(ReplicaPhase.BACKOFF, "third", lambda r: r.reason.startswith("leased to daegu-chat-0, daegu-other"))
+def test_a_bad_card_is_condemned_through_restarts_until_somebody_says_otherwise(make_lab):
+    lab = make_lab()
+    write_states(lab.folder, n0={"health": "failed", "reason": "link down"})
+    cordon = lab.wait(lambda: lab.cordons().get("n0"), "n0 is cordoned")
+    assert (cordon.cause, cordon.by) == (CordonCause.FAILED, "node")
+    assert cordon.reason.endswith("link down")
+    write_states(lab.folder, n0={})
+    lab.kill()
+    lab.start()
+    assert set(lab.cordons()) == {"n0"}
+    assert 'madang_node_chip_cordoned{cause="failed",chip="n0"} 1.0' in lab.client.get("/metrics").text
+    assert lab.client.post("/api/v1/chips/n0/uncordon").json() == {"chip_id": "n0", "lifted": 1}
+    assert lab.cordons() == {}
+    assert lab.client.post("/api/v1/chips/nobody/uncordon").status_code == 404
 
 
-def test_engines_that_die_on_one_card_condemn_it_until_somebody_says_otherwise(make_lab):
+@pytest.mark.deep
+def test_engines_that_die_on_one_card_condemn_it(make_lab):
     lab = make_lab()
     lab.plan(lab.on("chat", "n0"))
     for _ in range(5):
@@ -166,13 +184,6 @@ def test_engines_that_die_on_one_card_condemn_it_until_somebody_says_otherwise(m
         lab.wait(lambda b=before: lab.replica().pid != b.pid, "its end was noticed")
     cordon = lab.wait(lambda: lab.cordons().get("n0"), "n0 is cordoned")
     assert (cordon.cause, cordon.by) == (CordonCause.ENGINE_DEATHS, "node")
-    lab.kill()
-    lab.start()
-    assert set(lab.cordons()) == {"n0"}
-    assert 'madang_node_chip_cordoned{cause="engine_deaths",chip="n0"} 1.0' in lab.client.get("/metrics").text
-    assert lab.client.post("/api/v1/chips/n0/uncordon").json() == {"chip_id": "n0", "lifted": 1}
-    assert lab.cordons() == {}
-    assert lab.client.post("/api/v1/chips/nobody/uncordon").status_code == 404
 
 
 def test_the_real_processor_is_shared_and_given_back_at_once(tmp_path):

@@ -43,74 +43,57 @@ def test_a_plan_becomes_engines_that_answer(lab):
         assert chat.engine_key.encode() not in file.read()
 
 
-def test_a_killed_engine_is_back_at_the_same_address(lab):
+def test_engines_that_die_fall_sick_or_are_sent_away_are_replaced(lab):
+    names = ("killed", "sick", "restarted")
+    lab.plan(*(lab.spec(name) for name in names))
+    before = {name: lab.wait_ready(name) for name in names}
+    kill(before["killed"].pid)
+    headers = {"authorization": f"Bearer {before['sick'].engine_key}"}
+    httpx.post(f"{before['sick'].endpoint}/twin/behaviour", json={"health": "sick"}, headers=headers, trust_env=False)
+    assert lab.client.post(f"/api/v1/replicas/{before['restarted'].replica_id}/restart").status_code == 202
+    after = {name: lab.wait_ready(name, lambda one, b=old: one.pid != b.pid) for name, old in before.items()}
+    assert {one.restarts for one in after.values()} == {1}
+    assert not any(is_running(one.pid) for one in before.values())
+    assert len(lab.live_engines()) == len(names)
+    assert after["killed"].endpoint == before["killed"].endpoint
+    assert after["killed"].engine_key != before["killed"].engine_key
+    assert "[DONE]" in lab.ask(after["killed"]).text
+
+
+@pytest.mark.deep
+def test_a_stopped_engine_is_killed_and_replaced(lab):
     lab.plan(lab.spec())
     before = lab.wait_ready()
-    kill(before.pid)
-    after = lab.wait_ready(is_right=lambda replica: replica.pid != before.pid)
-    assert after.endpoint == before.endpoint
-    assert after.engine_key != before.engine_key
-    assert after.restarts == 1
-    assert "[DONE]" in lab.ask(after).text
+    os.kill(before.pid, signal.SIGSTOP)
+    lab.wait_ready(is_right=lambda replica: replica.pid != before.pid)
+    assert not is_running(before.pid)
 
 
-def test_a_killed_node_program_finds_its_engines_running(lab):
-    lab.plan(lab.spec(), lab.spec("embed", task=Task.EMBEDDING))
-    before = [lab.wait_ready("chat"), lab.wait_ready("embed")]
+def test_a_node_program_that_starts_takes_over_what_is_wanted_and_ends_the_rest(lab):
+    lab.plan(lab.spec(), lab.spec("other"), lab.spec("changed", slots=4))
+    kept, orphan, changed = lab.wait_ready("chat"), lab.wait_ready("other"), lab.wait_ready("changed")
     lab.kill()
-    assert "[DONE]" in lab.ask(before[0]).text  # nobody needs the node program to be served
-    lab.start()
-    after = [lab.wait_ready("chat"), lab.wait_ready("embed")]
-    for old, new in zip(before, after, strict=True):
-        assert (new.pid, new.endpoint, new.engine_key, new.restarts) == (old.pid, old.endpoint, old.engine_key, 0)
-    # An adopted engine is kept as any other.
-    kill(after[0].pid)
-    assert lab.wait_ready("chat", lambda replica: replica.pid != before[0].pid).restarts == 1
-
-
-def test_an_engine_that_died_while_the_node_was_down_is_started_again(lab):
-    lab.plan(lab.spec())
-    before = lab.wait_ready()
-    lab.kill()
-    kill(before.pid)
-    lab.start()
-    assert lab.wait_ready().pid != before.pid
-
-
-def test_a_killed_shim_takes_its_engine_along_and_both_come_back(lab):
-    lab.plan(lab.spec())
-    before = lab.wait_ready()
-    kill(lab.record().shim.pid)
-    lab.wait(lambda: not is_running(before.pid), "the engine died with its shim")
-    after = lab.wait_ready(is_right=lambda replica: replica.pid != before.pid)
-    assert after.restarts == 1
-    assert len(lab.live_engines()) == 1
-
-
-def test_what_the_plan_no_longer_names_is_ended_when_the_node_starts(lab):
-    lab.plan(lab.spec(), lab.spec("other"))
-    kept, orphan = lab.wait_ready("chat"), lab.wait_ready("other")
-    lab.kill()
+    assert "[DONE]" in lab.ask(kept).text  # nobody needs the node program to be served
     # The plan on disk changed while the node was down, as after a restore from an older backup.
     plan = lab.settings.state_dir / "plan.json"
-    plan.write_bytes(plan.read_bytes().replace(b'"replica_id":"daegu-other-0"', b'"replica_id":"daegu-third-0"'))
+    told = plan.read_bytes().replace(b'"replica_id":"daegu-other-0"', b'"replica_id":"daegu-third-0"')
+    plan.write_bytes(told.replace(b'"slots":4', b'"slots":3'))
     lab.start()
     lab.wait(lambda: not is_running(orphan.pid), "the orphan is ended")
     assert "orphan_ended" in lab.events()
-    assert lab.wait_ready("chat").pid == kept.pid
     assert not (lab.settings.state_dir / "engines" / "daegu-other-0").exists()
-
-
-def test_an_engine_of_another_specification_is_replaced_when_the_node_starts(lab):
-    lab.plan(lab.spec())
-    before = lab.wait_ready()
-    lab.kill()
-    plan = lab.settings.state_dir / "plan.json"
-    plan.write_bytes(plan.read_bytes().replace(b'"slots":2', b'"slots":3'))
-    lab.start()
-    after = lab.wait_ready()
-    assert (after.slots, after.pid != before.pid) == (3, True)
-    assert not is_running(before.pid)
+    after = lab.wait_ready("chat")
+    assert (after.pid, after.endpoint, after.engine_key, after.restarts) == (
+        kept.pid,
+        kept.endpoint,
+        kept.engine_key,
+        0,
+    )
+    replaced = lab.wait_ready("changed")
+    assert (replaced.slots, replaced.pid != changed.pid, is_running(changed.pid)) == (3, True, False)
+    # An adopted engine is kept as any other.
+    kill(after.pid)
+    assert lab.wait_ready("chat", lambda replica: replica.pid != kept.pid).restarts == 1
 
 
 def test_a_record_that_names_a_stranger_harms_nobody(lab):
@@ -164,7 +147,7 @@ def test_an_orderly_stop_leaves_engines_and_down_ends_them(lab):
     assert stop_engines(lab.settings) == 0
 
 
-@pytest.mark.parametrize("is_started_again", [False, True])
+@pytest.mark.parametrize("is_started_again", [pytest.param(False, marks=pytest.mark.deep), True])
 def test_a_shim_without_a_record_yet_is_found(lab, is_started_again):
     lab.plan(lab.spec())
     before = lab.wait_ready()
@@ -189,24 +172,6 @@ def test_an_engine_that_dies_while_loading_is_tried_again_with_its_reason(lab):
     lab.wait(lambda: lab.replica().restarts >= 1, "tried again")
 
 
-def test_a_sick_engine_is_replaced(lab):
-    lab.plan(lab.spec())
-    before = lab.wait_ready()
-    headers = {"authorization": f"Bearer {before.engine_key}"}
-    httpx.post(f"{before.endpoint}/twin/behaviour", json={"health": "sick"}, headers=headers, trust_env=False)
-    after = lab.wait_ready(is_right=lambda replica: replica.pid != before.pid)
-    assert after.restarts == 1
-    assert not is_running(before.pid)
-
-
-def test_a_stopped_engine_is_killed_and_replaced(lab):
-    lab.plan(lab.spec())
-    before = lab.wait_ready()
-    os.kill(before.pid, signal.SIGSTOP)
-    lab.wait_ready(is_right=lambda replica: replica.pid != before.pid)
-    assert not is_running(before.pid)
-
-
 def test_a_missing_artifact_is_named_and_its_arrival_ends_the_wait(lab):
     spec = lab.spec("late", is_on_stick=False)
     lab.plan(spec)
@@ -218,41 +183,42 @@ def test_a_missing_artifact_is_named_and_its_arrival_ends_the_wait(lab):
 
 
 def test_a_replica_that_can_never_run_says_why(lab):
-    wrong_task = msgspec.structs.replace(lab.spec("wrong"), task=Task.EMBEDDING)
-    lab.plan(wrong_task, lab.spec())
+    lab.plan(msgspec.structs.replace(lab.spec("wrong"), task=Task.EMBEDDING))
     assert "serves chat models" in lab.wait_phase(ReplicaPhase.BACKOFF, "wrong").reason
-    lab.wait_ready("chat")
 
 
-def test_a_restart_gives_a_fresh_engine(lab):
-    lab.plan(lab.spec())
-    before = lab.wait_ready()
-    assert lab.client.post(f"/api/v1/replicas/{before.replica_id}/restart").status_code == 202
-    lab.wait_ready(is_right=lambda replica: replica.pid != before.pid)
+# The admin API, of one node for all these tests
 
 
-def test_a_second_node_on_the_same_port_names_the_holder(lab, tmp_path):
+@pytest.fixture(scope="module")
+def api(tmp_path_factory):
+    lab = NodeLab(tmp_path_factory.mktemp("node"))
+    try:
+        yield lab.start()
+    finally:
+        lab.close()
+
+
+def test_a_second_node_on_the_same_port_names_the_holder(api):
     done = subprocess.run(
-        [sys.executable, "-m", "madang.node", "--config", str(lab.folder / "node.toml")],
+        [sys.executable, "-m", "madang.node", "--config", str(api.folder / "node.toml")],
         capture_output=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 1
-    assert f"port {lab.settings.port}" in done.stderr.decode()
+    assert f"port {api.settings.port}" in done.stderr.decode()
 
 
-# The admin API
-
-
-def test_the_admin_api_refuses_what_is_wrong(lab):
-    client = lab.client
-    spec = lab.spec()
-    assert lab.plan(spec, generation=5).status_code == 200
-    stale = lab.plan(spec, generation=4)
+def test_the_admin_api_refuses_what_is_wrong(api):
+    client = api.client
+    spec = api.spec()
+    number = api.generation + 5
+    assert api.plan(spec, generation=number).status_code == 200
+    stale = api.plan(spec, generation=number - 1)
     assert (stale.status_code, stale.json()["error"]["code"]) == (409, "conflict")
-    assert lab.plan(spec, generation=5).status_code == 200
-    assert lab.plan(spec, spec, generation=6).status_code == 400
+    assert api.plan(spec, generation=number).status_code == 200
+    assert api.plan(spec, spec, generation=number + 1).status_code == 400
     for body in (b"{", b"[]", b"{}", b'{"site":1}', b"\xff"):
         answer = client.put("/api/v1/plan", content=body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
@@ -265,10 +231,10 @@ def test_the_admin_api_refuses_what_is_wrong(lab):
     assert client.get("/api/v1/plan").status_code == 405
 
 
-def test_only_operations_are_open(lab):
-    client = lab.client
-    lab.plan(lab.spec())
-    lab.wait_ready()
+def test_only_operations_are_open(api):
+    client = api.client
+    api.plan(api.spec())
+    api.wait_ready()
     for token in ("", "Bearer wrong"):
         headers = {"authorization": token}
         assert client.get("/api/v1/observed", headers=headers).status_code == 401
@@ -281,17 +247,17 @@ def test_only_operations_are_open(lab):
     assert 'madang_node_chip_memory_bytes{chip="cpu0",kind="cpu"}' in metrics
 
 
-def test_an_observer_waits_for_the_next_change(lab):
-    seq = lab.observed().seq
+def test_an_observer_waits_for_the_next_change(api):
+    seq = api.observed().seq
     answers = []
 
     def wait():
-        answers.append(lab.client.get("/api/v1/observed", params={"after": seq, "wait_s": 20}).json())
+        answers.append(api.client.get("/api/v1/observed", params={"after": seq, "wait_s": 20}).json())
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    lab.plan(lab.spec())
-    waiting.join(20)
+    api.plan()
+    waiting.join(60)
     assert answers[0]["seq"] > seq
-    at_once = lab.client.get("/api/v1/observed", params={"after": 10**9, "wait_s": 20}).json()
+    at_once = api.client.get("/api/v1/observed", params={"after": 10**9, "wait_s": 20}).json()
     assert at_once["boot_id"] == answers[0]["boot_id"]

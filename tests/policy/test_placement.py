@@ -1,10 +1,21 @@
 """Placement: never over a chip's capacity, sticky, deterministic, and honest about what found no place."""
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from madang.core import ChipId, NodeId, ServiceName
-from madang.model import Artifact, Assignment, CatalogEntry, Chip, ChipHealth, Service, Task
+from madang.model import (
+    Artifact,
+    Assignment,
+    CatalogEntry,
+    Chip,
+    ChipCordon,
+    ChipHealth,
+    CordonCause,
+    Service,
+    Task,
+)
 from madang.policy.placement import NodeView, plan_placement
 
 GIB = 1024**3
@@ -100,6 +111,48 @@ def test_a_draining_node_is_emptied():
     alone = plan({"chat": 1}, [make_node("n1", is_draining=True)], existing=first.replicas)
     assert where(alone) == {}
     assert len(alone.unplaced) == 1
+
+
+def rngd(name):
+    return make_chip(name=name, kind="furiosa", engines_max=1, cores=4, core_sets=((0, 1), (2, 3), (0, 1, 2, 3)))
+
+
+def parts(placement):
+    return {spec.replica_id: (spec.chip_ids, spec.cores) for specs in placement.replicas.values() for spec in specs}
+
+
+@pytest.mark.parametrize(
+    ("cause", "cores", "leaving"),
+    [
+        (CordonCause.NOT_RELEASED, (0, 1), {"chat-1"}),
+        (CordonCause.ENGINE_DEATHS, (0, 1), {"chat-1"}),
+        (CordonCause.FAILED, (), {"chat-1", "chat-2"}),
+        (CordonCause.DEGRADED, (), set()),
+    ],
+)
+def test_a_cordon_for_some_cores_moves_only_who_is_on_them(cause, cores, leaving):
+    models = {"qwen": make_model(kinds=("furiosa",), cores=2)}
+    first = plan({"chat": 2}, [make_node("n1", rngd("f0"), rngd("f1"))], models=models)
+    assert parts(first) == {"chat-1": (("f0",), (0, 1)), "chat-2": (("f0",), (2, 3))}
+    cordon = ChipCordon(chip_id=ChipId("f0"), cause=cause, reason="x", by="node", since_s=1.0, cores=cores)
+    node = make_node("n1", rngd("f0"), rngd("f1"), cordons=(cordon,))
+    second = plan({"chat": 3}, [node], existing=first.replicas, models=models)
+    assert second.unplaced == () or (cause, len(leaving)) == (CordonCause.FAILED, 2)
+    moved = {name for name, place in parts(first).items() if parts(second).get(name) != place}
+    assert moved == leaving
+    # The whole card takes nothing new.
+    assert all(parts(second)[name][0] == ("f1",) for name in {"chat-3"} & parts(second).keys())
+
+
+def test_a_replica_whose_artifact_needs_another_number_of_cores_gets_others():
+    node = make_node("n1", rngd("f0"))
+    two = plan({"chat": 1}, [node], models={"qwen": make_model(kinds=("furiosa",), cores=2)})
+    four = plan({"chat": 1}, [node], two.replicas, {"qwen": make_model(kinds=("furiosa",), cores=4)})
+    assert (parts(two), parts(four)) == ({"chat-1": (("f0",), (0, 1))}, {"chat-1": (("f0",), ())})
+    whole = plan({"chat": 1}, [node], two.replicas, {"qwen": make_model(kinds=("furiosa",))})
+    assert parts(whole) == {"chat-1": (("f0",), ())}
+    again = plan({"chat": 1}, [node], whole.replicas, {"qwen": make_model(kinds=("furiosa",), cores=1)})
+    assert parts(again) == {"chat-1": (("f0",), (0, 1))}
 
 
 def test_a_lost_node_is_left_when_another_fits_and_kept_when_none_does():

@@ -178,18 +178,16 @@ class MachineHost:
         if hanging is not None and hanging.returncode is None:
             raise Unavailable(f"{label}: the last one was killed and has not ended (pid {hanging.pid})")
         self._unreaped.pop(program, None)
+        starting = asyncio.create_task(_start(program, words))
         try:
-            process = await asyncio.create_subprocess_exec(
-                program,
-                *words,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"LC_ALL": "C.UTF-8"},
-                start_new_session=True,
-            )
+            process = await asyncio.shield(starting)
         except OSError as error:
             raise Unavailable(f"{label} cannot be started: {error.strerror or error}") from error
+        except asyncio.CancelledError:
+            # Given up while it starts: asyncio would kill the tool alone, and then wait for whatever that had started.
+            with contextlib.suppress(OSError):
+                await self._end(program, await starting)
+            raise
         try:
             async with asyncio.timeout(self._tool_s_max):
                 return await _collect(process, label)
@@ -216,6 +214,18 @@ class MachineHost:
                     await process.wait()
         if process.returncode is None:
             self._unreaped[program] = process
+
+
+async def _start(program: str, words: Sequence[str]) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        program,
+        *words,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"LC_ALL": "C.UTF-8"},
+        start_new_session=True,
+    )
 
 
 async def _collect(process: asyncio.subprocess.Process, label: str) -> ToolOutput:

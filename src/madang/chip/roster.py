@@ -1,6 +1,6 @@
 """What a driver remembers between readings: which chips there were, and whether their readings still move.
 
-Owns the memory, all of it bounded. Refuses to read a clock and to know vendors. Called by chip drivers.
+Owns the memory, all of it bounded. Refuses to read a clock and to know vendors. Called by `madang.chip.inventory`.
 """
 
 import msgspec
@@ -58,6 +58,7 @@ def _lose(chip: Chip, wall_s: float, trouble: str) -> Chip:
         health=ChipHealth.UNKNOWN if trouble else ChipHealth.FAILED,
         reason=trouble or f"the card is lost: neither the PCI bus nor the vendor's software shows it{where}",
         memory_free_bytes=None,
+        cores_occupied=None,
         utilisation=None,
         temperature_c=None,
         power_w=None,

@@ -7,39 +7,30 @@ Its firmware names the vendor `MadangTwin`, and so do the serials that twins giv
 is marked as simulated wherever it goes.
 """
 
-import json
+import fcntl
 import os
-import sys
+import shlex
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 from madang.chip.pci import SYS_VENDOR
 from madang.chip.values import TWIN_VENDOR
 
-_TOOL = """#!{python} -IS
-# {vendor}: plays a vendor's tool. Answers come from a file beside it; it never ends by itself when told to hang.
-import json, os, sys, time
-with open({answers!r}, encoding="utf-8") as file:
-    told = json.load(file)
-fault = told["fault"]
-if fault == "hang":
-    while True:
-        time.sleep(3600)
-if fault == "flood":
-    while True:
-        os.write(1, b"0" * 65536)
-if fault == "garbage":
-    os.write(1, bytes(range(256)))
-    sys.exit(0)
-if fault == "crash":
-    os.write(2, b"panicked\\n")
-    sys.exit(101)
-answer = told["answers"].get(" ".join(sys.argv[1:]))
-if answer is None:
-    os.write(2, b"error: unexpected argument\\n")
-    sys.exit(2)
-os.write(1, answer.encode("utf-8"))
+_TOOL = """#!/bin/sh
+# {vendor}: plays a vendor's tool. Answers come from files beside it, by its words; it never ends when told to hang.
+told={told}
+read -r fault < "$told/fault"
+case "$fault" in
+hang) while :; do sleep 3600; done ;;
+flood) exec cat /dev/zero ;;
+garbage) exec cat "$told/garbage" ;;
+crash) echo panicked >&2; exit 101 ;;
+esac
+[ -f "$told/=$*" ] || {{ echo "error: unexpected argument" >&2; exit 2; }}
+exec cat "$told/=$*"
 """
+_GARBAGE = bytes(range(256))
 
 
 class TwinMachine:
@@ -113,8 +104,7 @@ class TwinMachine:
         place = self._at(tool)
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.exists():
-            told = str(self._told(tool))
-            script = _TOOL.format(python=sys.executable, vendor=TWIN_VENDOR, answers=told)
+            script = _TOOL.format(vendor=TWIN_VENDOR, told=shlex.quote(str(self._told(tool))))
             # Written aside and renamed: a tool that is running while it is written cannot be (ETXTBSY).
             fresh = place.with_suffix(".new")
             fresh.write_text(script, encoding="utf-8")
@@ -131,15 +121,38 @@ class TwinMachine:
         self._faults[tool] = fault
         self._tell(tool)
 
+    def add_device(self, path: str) -> None:
+        """Put a device node where programs look for it: a file whose bytes are its cores."""
+        self._at(path).parent.mkdir(parents=True, exist_ok=True)
+        self._at(path).touch()
+
+    def find_holder(self, path: str, core: int = 0) -> int:
+        """Return the process that has a core of a device node open (a record lock on that byte), 0 for none."""
+        descriptor = os.open(self._at(path), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            # struct flock of <fcntl.h>: who would be in the way of a lock on this byte; nothing is locked.
+            asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, core, 1, 0)
+            kind, _, _, _, pid = struct.unpack("hhqqi", fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+        finally:
+            os.close(descriptor)
+        return pid if kind != fcntl.F_UNLCK else 0
+
     def _tell(self, tool: str) -> None:
-        told = {"fault": self._faults.get(tool, ""), "answers": self._answers.get(tool, {})}
-        fresh = self._told(tool).with_suffix(".new")
-        fresh.write_text(json.dumps(told), encoding="utf-8")
-        fresh.rename(self._told(tool))
+        folder = self._told(tool)
+        folder.mkdir(parents=True, exist_ok=True)
+        answers = {f"={words}": text.encode() for words, text in self._answers.get(tool, {}).items()}
+        for old in os.listdir(folder):
+            if old.startswith("=") and old not in answers:
+                (folder / old).unlink()
+        for name, data in {**answers, "garbage": _GARBAGE, "fault": f"{self._faults.get(tool, '')}\n".encode()}.items():
+            # Written aside and renamed: whoever asks meanwhile gets the old answer or the new one, and whole.
+            fresh = folder / "new"
+            fresh.write_bytes(data)
+            fresh.rename(folder / name)
 
     def _told(self, tool: str) -> Path:
         place = self._at(tool)
-        return place.with_name(f".{place.name}.json")
+        return place.with_name(f".{place.name}")
 
     def _at(self, path: str) -> Path:
         return self.root / path.lstrip("/")

@@ -85,6 +85,33 @@ def in_range(value: float | None, low: float, high: float) -> float | None:
     return value if value is not None and low <= value <= high else None
 
 
+class Ranges:
+    """Checks the numbers of one card while it is decoded.
+
+    Attributes:
+        refused: what the quantity cannot have, in words.
+        corrected: what came divided by 1000 and was multiplied again.
+    """
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+        self.corrected: list[str] = []
+
+    def check(self, what: str, value: float | None, low: float, high: float, unit: str) -> float | None:
+        """Return a value if the quantity can have it; else None, and name it."""
+        kept = in_range(value, low, high)
+        if value is not None and kept is None:
+            self.refused.append(f"{what} {value:g} {unit}")
+        return kept
+
+    def check_thousandth(self, what: str, value: float | None, low: float, high: float, unit: str) -> float | None:
+        """Check a value that may have been divided by 1000 once too often; below `low` no live card can be."""
+        if value is not None and 0 < value < low and (whole := in_range(value * 1000, low, high)) is not None:
+            self.corrected.append(f"{what} {value:g} {unit}")
+            return whole
+        return self.check(what, value, low, high, unit)
+
+
 def parse_int(data: bytes) -> int | None:
     """Return the one non-negative decimal integer in `data`, or None."""
     text = data.strip()

@@ -1,5 +1,6 @@
 """`madang site …`, `node …` and `chip …`: the boxes. Owns nothing; calls the hub's API, or a site's own."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -272,10 +273,19 @@ def _list_chips(access: Access, site: SiteOption = None) -> None:
 
 
 def _holders(row: Any) -> list[str]:
-    """Return who holds a chip, with what keeps it from being given back."""
+    """Return who holds a chip, or which cores of it, with what keeps it from being given back."""
     return [
-        one["holder"] + (f" ({one['state']})" if one["state"] != "leased" else "") for one in row.get("leases") or ()
+        one["holder"] + _span(one.get("cores") or ()) + (f" ({one['state']})" if one["state"] != "leased" else "")
+        for one in row.get("leases") or ()
     ]
+
+
+def _span(cores: Sequence[int]) -> str:
+    """Return ` [0-3]` for adjacent cores; empty for none, which means all."""
+    if not cores:
+        return ""
+    is_adjacent = list(cores) == list(range(cores[0], cores[-1] + 1)) and len(cores) > 1
+    return f" [{cores[0]}-{cores[-1]}]" if is_adjacent else f" [{', '.join(str(core) for core in cores)}]"
 
 
 def _percent(value: object) -> str | None:

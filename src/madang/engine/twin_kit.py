@@ -7,6 +7,7 @@ answer of a twin says that it is simulated.
 
 import asyncio
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -40,6 +41,7 @@ class Behaviour:
         kill_after_tokens: as the kernel does when memory is short: SIGKILL in the middle of a stream; None never.
         wedge: 1 for a server that takes connections, answers nothing and ignores SIGTERM.
         health: `ok`, `sick` or `hang`.
+        machine: folder of a simulated machine (a twin of `madang.chip`) whose devices it opens.
     """
 
     load_s: float = 0.0
@@ -55,6 +57,7 @@ class Behaviour:
     kill_after_tokens: int | None = None
     wedge: int = 0
     health: str = "ok"
+    machine: str = ""
 
     def change(self, values: object) -> str:
         """Take new values from decoded JSON; return what is wrong with them, or an empty string."""
@@ -81,6 +84,20 @@ def read_behaviour(path: Path) -> Behaviour:
     except ValueError:
         return Behaviour()
     return behaviour
+
+
+def open_device(machine: str, path: str, first: int = 0, count: int = 1) -> bool:
+    """Open a device of a simulated machine until this process ends; return False where another process has it.
+
+    Record locks play the exclusive use that a vendor's kernel driver grants: byte N of the node is core N, and like a
+    driver's they are gone with the process, however it ends.
+    """
+    descriptor = os.open(f"{machine}{path}", os.O_RDWR | os.O_CLOEXEC)  # never closed: that would give it back
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, count, first)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)

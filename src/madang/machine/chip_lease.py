@@ -15,9 +15,13 @@ Invariants: a chip that is not shared, or a core of it, is in one lease at most;
 one lease with an engine at most; no lease with an engine ends without Gone; a chip that does not come back is
 cordoned within a bounded time and the cordon lifted when it does.
 
+A chip that tells which of its cores are occupied gives no core back, and none away, that somebody still has open.
+
 Memory counts as free in a reading that was asked for after the engine's end (one that a driver repeats is as old as
 it was the first time), when at least as much is free as the chip showed while nobody had it, less a slack, less the
-shares of leases on other cores that were there when it was asked for. A chip that never told its memory is free when
+shares of leases on other cores that were there when it was asked for. Memory is told of the chip and not of its cores:
+what an engine left behind may hide in a share that its neighbour does not use, and is found when the last lease of the
+chip ends. A chip that never told its memory is free when
 the engine is gone: nothing more can be known of it. One that did tell and does not any more is not free. Shared chips
 are free at once.
 """
@@ -45,7 +49,7 @@ from madang.machine.chip_lease_events import (
     Tick,
 )
 from madang.model import Chip, ChipLease, ChipLeaseState
-from madang.policy.allocation import Use, find_obstacle, is_shared
+from madang.policy.allocation import Use, find_obstacle, have_common_core, is_shared
 
 
 class LeaseRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,17 +98,19 @@ class LeaseTable(msgspec.Struct, frozen=True, kw_only=True):
         idle_free_bytes: by chip, what was free when nobody had it; a chip that is named here tells its memory.
         chips: newest reading of each chip, of this life.
         asked_ns: when it was asked for, the first time where a driver repeats itself.
+        dismissed: by chip, cores that a person called free although they are told to be occupied.
     """
 
     leases: tuple[Lease, ...] = ()
     idle_free_bytes: dict[ChipId, int] = {}
     chips: dict[ChipId, Chip] = {}
     asked_ns: dict[ChipId, int] = {}
+    dismissed: dict[ChipId, tuple[int, ...]] = {}
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a reading is waited for."""
-        return any(lease.state is ChipLeaseState.CLEARING for lease in self.leases)
+        """Whether a reading is waited for; not any more for what has been cordoned for not coming back."""
+        return any(lease.state is ChipLeaseState.CLEARING and not lease.is_held for lease in self.leases)
 
     def holders_with_engine(self) -> list[ReplicaId]:
         """Return the replicas whose engines may exist."""
@@ -140,13 +146,13 @@ def resume(stored: LeaseTable, now_ns: int) -> LeaseTable:
     Waiting starts anew, so every life is bounded by itself.
     """
     leases = tuple(msgspec.structs.replace(lease, since_ns=now_ns, granted_ns=now_ns) for lease in stored.leases)
-    return LeaseTable(leases=leases, idle_free_bytes=stored.idle_free_bytes)
+    return LeaseTable(leases=leases, idle_free_bytes=stored.idle_free_bytes, dismissed=stored.dismissed)
 
 
 def strip(table: LeaseTable) -> LeaseTable:
     """Return what of a table has to survive the program."""
     leases = tuple(msgspec.structs.replace(lease, since_ns=0, granted_ns=0) for lease in table.leases)
-    return LeaseTable(leases=leases, idle_free_bytes=table.idle_free_bytes)
+    return LeaseTable(leases=leases, idle_free_bytes=table.idle_free_bytes, dismissed=table.dismissed)
 
 
 def step(table: LeaseTable, event: Event, now_ns: int, rules: LeaseRules) -> Step:
@@ -162,6 +168,7 @@ class _Brain:
         self.idle = dict(table.idle_free_bytes)
         self.chips = dict(table.chips)
         self.asked = dict(table.asked_ns)
+        self.dismissed = dict(table.dismissed)
         self.now_ns = now_ns
         self.rules = rules
         self.effects: list[Effect] = []
@@ -185,7 +192,13 @@ class _Brain:
             case Tick():
                 pass
         self._check_bounds()
-        table = LeaseTable(leases=tuple(self.leases), idle_free_bytes=self.idle, chips=self.chips, asked_ns=self.asked)
+        table = LeaseTable(
+            leases=tuple(self.leases),
+            idle_free_bytes=self.idle,
+            chips=self.chips,
+            asked_ns=self.asked,
+            dismissed=self.dismissed,
+        )
         return table, tuple(self.effects)
 
     # Giving
@@ -203,16 +216,29 @@ class _Brain:
         reason = find_obstacle(event.chip_ids, event.cores, self.chips.values(), self._list_uses())
         if reason:
             return self._add_states(reason, event.chip_ids)
-        for chip_id in event.chip_ids:
-            chip = self.chips[chip_id]
-            if chip.incompatibility:
-                return f"chip {chip_id} must not be used: {chip.incompatibility}"
-            if chip.memory_free_bytes is None and self._must_be_seen(chip_id):
-                return f"the memory of chip {chip_id} cannot be read now, so nobody knows whether it is free"
-            if self._is_strangers(chip):
-                used = chip.memory_bytes - (chip.memory_free_bytes or 0)
-                return f"chip {chip_id} is in use by a program of somebody else: {used} of {chip.memory_bytes} bytes"
+        reasons = (self._find_chip_reason(self.chips[chip_id], event.cores) for chip_id in event.chip_ids)
+        return next(filter(None, reasons), "")
+
+    def _find_chip_reason(self, chip: Chip, cores: tuple[int, ...]) -> str:
+        """Return why a chip, or cores of it, that nobody has leased cannot be given."""
+        if chip.incompatibility:
+            return f"chip {chip.chip_id} must not be used: {chip.incompatibility}"
+        if chip.memory_free_bytes is None and chip.chip_id in self.idle and not is_shared(chip):
+            return f"the memory of chip {chip.chip_id} cannot be read now, so nobody knows whether it is free"
+        if self._is_strangers(chip):
+            used = chip.memory_bytes - (chip.memory_free_bytes or 0)
+            return f"chip {chip.chip_id} is in use by a program of somebody else: {used} of {chip.memory_bytes} bytes"
+        occupied = self._list_occupied(chip, cores)
+        if occupied:
+            return f"cores {occupied} of chip {chip.chip_id} are occupied by a program of somebody else"
         return ""
+
+    def _list_occupied(self, chip: Chip, cores: tuple[int, ...]) -> str:
+        """Return which of these cores (none named: of all) somebody has open, in words; empty for none or unknown."""
+        if is_shared(chip) or chip.cores_occupied is None:
+            return ""
+        wanted = set(cores or range(chip.cores)) - set(self.dismissed.get(chip.chip_id, ()))
+        return ", ".join(str(core) for core in chip.cores_occupied if core in wanted)
 
     def _add_states(self, reason: str, chip_ids: tuple[ChipId, ...]) -> str:
         """Say of chips that are on their way back what is waited for."""
@@ -245,13 +271,15 @@ class _Brain:
         others = [use for use in self._list_uses() if use.chip_id in event.chip_ids]
         exclusive = {chip_id for chip_id in event.chip_ids if not self._is_shared(chip_id)}
         for use in others:
-            is_apart = use.cores and event.cores and not set(use.cores) & set(event.cores)
-            if use.chip_id in exclusive and not is_apart:
+            if use.chip_id in exclusive and have_common_core(use.cores, event.cores):
                 self.effects.append(Refused(event.holder, f"chip {use.chip_id} is leased to {use.holder}"))
                 return
         self._grant(event)
 
     def _grant(self, event: Acquire | Adopt) -> None:
+        for chip_id in event.chip_ids:
+            # From now on it is this engine that has them open, and nobody's word speaks for its end.
+            self._keep_dismissed(chip_id, lambda core: bool(event.cores) and core not in event.cores)
         self.leases.append(
             Lease(
                 holder=event.holder,
@@ -287,7 +315,8 @@ class _Brain:
         chip = self.chips.get(chip_id)
         if chip is None:
             return True  # not read in this life yet: the first reading tells what it is
-        return not is_shared(chip) and (chip_id in self.idle or chip.memory_free_bytes is not None)
+        tells = chip.memory_free_bytes is not None or chip.cores_occupied is not None
+        return not is_shared(chip) and (chip_id in self.idle or tells)
 
     def _on_seen(self, event: Seen) -> None:
         for chip in event.chips:
@@ -296,6 +325,9 @@ class _Brain:
                 self.asked[chip.chip_id] = event.asked_ns
             self.chips[chip.chip_id] = chip
             self._note_idle(chip)
+            occupied = chip.cores_occupied
+            if occupied is not None:
+                self._keep_dismissed(chip.chip_id, lambda core, occupied=occupied: core in occupied)  # type: ignore[misc]
         for lease in list(self.leases):
             if lease.state is ChipLeaseState.CLEARING:
                 self._keep_uncleared(lease, lambda chip_id, lease=lease: not self._is_clear(lease, chip_id))  # type: ignore[misc]
@@ -313,7 +345,7 @@ class _Brain:
             return
         # From now on it is known to tell its memory; empty is what it is taken to be when nobody has it.
         self.idle.setdefault(chip.chip_id, chip.memory_bytes)
-        if self._list_leases(chip.chip_id):
+        if self._list_leases(chip.chip_id) or self._list_occupied(chip, ()):
             return
         # An idle chip's memory flickers; what survives the program need not follow each reading.
         is_new = abs(free_bytes - self.idle[chip.chip_id]) > self.rules.slack_ratio * chip.memory_bytes / 2
@@ -326,8 +358,10 @@ class _Brain:
             return False
         if not self._must_be_seen(chip_id):
             return True
-        if chip.memory_free_bytes is None:
+        if self._list_occupied(chip, lease.cores):
             return False
+        if chip.memory_free_bytes is None:
+            return chip_id not in self.idle
         owed_bytes = self._owed_bytes(chip, [one for one in self._list_leases(chip_id) if one is not lease])
         return chip.memory_free_bytes >= owed_bytes - self.rules.slack_ratio * chip.memory_bytes
 
@@ -335,10 +369,18 @@ class _Brain:
         for lease in self._list_leases(chip_id):
             if lease.state is ChipLeaseState.CLEARING:
                 self._keep_uncleared(lease, lambda other: other != chip_id)
-        # What nobody is on shows the memory of an idle chip, however much that is.
         chip = self.chips.get(chip_id)
+        if chip is not None and chip.cores_occupied:
+            taken = {core for lease in self._list_leases(chip_id) for core in lease.cores or range(chip.cores)}
+            self.dismissed[chip_id] = tuple(core for core in chip.cores_occupied if core not in taken)
+        # What nobody is on shows the memory of an idle chip, however much that is.
         if chip is not None and chip.memory_free_bytes is not None and not self._list_leases(chip_id):
             self.idle[chip_id] = chip.memory_free_bytes
+
+    def _keep_dismissed(self, chip_id: ChipId, is_kept: Callable[[int], bool]) -> None:
+        kept = tuple(core for core in self.dismissed.pop(chip_id, ()) if is_kept(core))
+        if kept:
+            self.dismissed[chip_id] = kept
 
     def _free(self, lease: Lease) -> None:
         self.leases.remove(lease)
@@ -359,17 +401,24 @@ class _Brain:
             if lease.is_held:
                 continue
             if lease.state is ChipLeaseState.DRAINING and waited_ns >= s_to_ns(self.rules.end_s_max):
-                held += [Hold(chip_id, f"the engine of {lease.holder} does not end") for chip_id in lease.chip_ids]
+                reason = f"the engine of {lease.holder} does not end"
+                held += [Hold(chip_id, reason, lease.cores) for chip_id in lease.chip_ids]
             elif lease.state is ChipLeaseState.CLEARING and waited_ns >= s_to_ns(self.rules.clear_s_max):
-                held += [Hold(chip_id, self._describe_memory(chip_id, lease)) for chip_id in lease.uncleared]
+                held += [Hold(chip_id, self._describe_rest(chip_id, lease), lease.cores) for chip_id in lease.uncleared]
             if held:
                 self.effects += held
                 self._replace(lease, is_held=True)
 
-    def _describe_memory(self, chip_id: ChipId, lease: Lease) -> str:
+    def _describe_rest(self, chip_id: ChipId, lease: Lease) -> str:
+        """Return what is still on a chip, or on cores of it."""
         chip = self.chips.get(chip_id)
         after = f"{self.rules.clear_s_max:g} s after the engine of {lease.holder} ended"
-        if chip is None or chip.memory_free_bytes is None or self.asked.get(chip_id, 0) < lease.since_ns:
+        if chip is None or self.asked.get(chip_id, 0) < lease.since_ns:
+            return f"its memory could not be read {after}"
+        occupied = self._list_occupied(chip, lease.cores)
+        if occupied:
+            return f"cores {occupied} were still occupied {after}"
+        if chip.memory_free_bytes is None:
             return f"its memory could not be read {after}"
         return f"{chip.memory_bytes - chip.memory_free_bytes} of {chip.memory_bytes} bytes were still in use {after}"
 

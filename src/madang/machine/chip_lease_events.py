@@ -101,10 +101,11 @@ class Freed:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Cordon this chip: it was not given back within its time."""
+    """Cordon this chip: it, or these cores of it, were not given back within their time."""
 
     chip_id: ChipId
     reason: str
+    cores: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

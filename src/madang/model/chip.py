@@ -38,6 +38,7 @@ class Chip(msgspec.Struct, frozen=True, kw_only=True):
         group: chips with the same group are one card and are only given together (Rebellions `sid`).
         cores: parts that may be given apart (Furiosa PEs).
         core_sets: which sets of cores may be given; empty: the whole chip only.
+        cores_occupied: cores that some program has opened, whosever it is; None where the driver cannot tell.
         clock_mhz: newest reading.
         power_w_max: the limit that is configured, not the TDP.
         throttle_reasons: why it runs slower than it could, in the vendor's words.
@@ -66,6 +67,7 @@ class Chip(msgspec.Struct, frozen=True, kw_only=True):
     group: str = ""
     cores: int = 1
     core_sets: tuple[tuple[int, ...], ...] = ()
+    cores_occupied: tuple[int, ...] | None = None
     clock_mhz: float | None = None
     power_w_max: float | None = None
     throttle_reasons: tuple[str, ...] = ()

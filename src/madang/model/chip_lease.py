@@ -61,6 +61,8 @@ class ChipCordon(msgspec.Struct, frozen=True, kw_only=True):
         reason: for people.
         by: `node` for a rule, else who did it.
         since_s: wall time.
+        cores: where the reason lies, when it lies in some cores alone: the whole chip takes nothing new, but an engine
+            on its other cores has no reason to leave. Empty: in the chip.
     """
 
     chip_id: ChipId
@@ -68,3 +70,4 @@ class ChipCordon(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     by: str
     since_s: float
+    cores: tuple[int, ...] = ()

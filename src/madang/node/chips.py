@@ -16,9 +16,6 @@ from madang.model import Chip, ChipHealth
 from madang.runtime.clock import SystemClock
 from madang.runtime.telemetry import EventLog
 
-READ_PERIOD_S = 5.0
-HURRY_PERIOD_S = 1.0
-"""Between readings while a chip waits for one to be given on; vendors' tools take a good part of a second."""
 _READ_S_MAX = 30.0
 _VANISHED = "it was there and the driver does not find it any more"
 
@@ -36,6 +33,7 @@ class ChipBook:
         on_answer: called with what one driver answered, and the monotonic instant at which it was asked.
         is_hurried: whether the next reading is waited for.
         clock: time.
+        period_s, hurry_period_s: between readings, and while the next one is waited for.
     """
 
     def __init__(
@@ -47,6 +45,8 @@ class ChipBook:
         on_answer: Callable[[tuple[Chip, ...], int], None] = lambda _chips, _asked_ns: None,
         is_hurried: Callable[[], bool] = lambda: False,
         clock: Clock | None = None,
+        period_s: float = 5.0,
+        hurry_period_s: float = 1.0,
     ) -> None:
         self._drivers = drivers
         self._on_reading = on_reading
@@ -54,6 +54,7 @@ class ChipBook:
         self._is_hurried = is_hurried
         self._log = log
         self._clock = clock or SystemClock()
+        self._period_s, self._hurry_period_s = period_s, hurry_period_s
         self._chips: dict[ChipId, tuple[Chip, ChipDriver]] = {}
         self._hurry = asyncio.Event()
 
@@ -62,7 +63,7 @@ class ChipBook:
         while True:
             self._hurry.clear()
             await self.read()
-            period_s = HURRY_PERIOD_S if self._is_hurried() else READ_PERIOD_S
+            period_s = self._hurry_period_s if self._is_hurried() else self._period_s
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(period_s):
                     await self._hurry.wait()
@@ -133,6 +134,7 @@ def _vanish(chip: Chip) -> Chip:
         health=ChipHealth.FAILED,
         reason=_VANISHED,
         memory_free_bytes=None,
+        cores_occupied=None,
         utilisation=None,
         temperature_c=None,
         power_w=None,

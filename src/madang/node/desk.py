@@ -83,6 +83,7 @@ class ChipDesk:
         self._table = LeaseTable()
         self._cordons: dict[tuple[ChipId, CordonCause], ChipCordon] = {}
         self._tracks: dict[ChipId, ChipTrack] = {}
+        self._deaths: dict[tuple[ChipId, tuple[int, ...]], ChipTrack] = {}
         self._seen = b""
         self._trouble = ""
 
@@ -193,19 +194,20 @@ class ChipDesk:
                 self._lift(chip.chip_id, CordonCause.INCOMPATIBLE)
         self._feed(Seen(chips, asked_ns))
 
-    def engine_died(self, chip_ids: tuple[ChipId, ...]) -> None:
-        """Count the unwanted end of an engine for which its chips may be to blame."""
+    def engine_died(self, chip_ids: tuple[ChipId, ...], cores: tuple[int, ...] = ()) -> None:
+        """Count the unwanted end of an engine for which its chips, or these cores, may be to blame."""
         for chip_id in chip_ids:
             chip = self._table.chips.get(chip_id)
             if chip is None or is_shared(chip):
                 continue  # a processor that is shared would take everybody's engines with it
-            track = self._tracks.get(chip_id, ChipTrack())
-            self._tracks[chip_id], found = note_death(track, self._clock.monotonic_ns(), self._watch)
+            # Each part by itself: engines on the other cores of a card say nothing of these.
+            track = self._deaths.get((chip_id, cores), ChipTrack())
+            self._deaths[chip_id, cores], found = note_death(track, self._clock.monotonic_ns(), self._watch)
             cordoned = frozenset(one for one, cause in self._cordons if cause is CordonCause.ENGINE_DEATHS)
-            if found is None or chip_id in cordoned:
+            if found is None:
                 continue
-            if may_cordon_for_deaths(chip, tuple(self._table.chips.values()), cordoned):
-                self._cordon(chip_id, *found)
+            if chip_id in cordoned or may_cordon_for_deaths(chip, tuple(self._table.chips.values()), cordoned):
+                self._cordon(chip_id, *found, cores)
             else:
                 self._log.warning("chip_not_cordoned", chip_id=chip_id, reason=f"{found[1]}, but on others as well")
         self._feed(Tick())
@@ -216,16 +218,21 @@ class ChipDesk:
         for cause in found:
             self._lift(chip_id, cause)
         self._tracks.pop(chip_id, None)
+        self._deaths = {place: track for place, track in self._deaths.items() if place[0] != chip_id}
         self._feed(Dismissed(chip_id))
         return len(found)
 
-    def _cordon(self, chip_id: ChipId, cause: CordonCause, reason: str) -> None:
-        if (chip_id, cause) in self._cordons:
-            return  # the first reason stays: later ones only count further
+    def _cordon(self, chip_id: ChipId, cause: CordonCause, reason: str, cores: tuple[int, ...] = ()) -> None:
+        known = self._cordons.get((chip_id, cause))
+        if known is not None:
+            # The first reason stays: later ones only count further, or concern more of the chip.
+            wider = tuple(sorted({*known.cores, *cores})) if known.cores and cores else ()
+            self._cordons[chip_id, cause] = msgspec.structs.replace(known, cores=wider)
+            return
         self._cordons[chip_id, cause] = ChipCordon(
-            chip_id=chip_id, cause=cause, reason=reason, by=_BY_RULE, since_s=self._clock.wall_s()
+            chip_id=chip_id, cause=cause, reason=reason, by=_BY_RULE, since_s=self._clock.wall_s(), cores=cores
         )
-        self._log.error("chip_cordoned", chip_id=chip_id, cause=cause.value, reason=reason)
+        self._log.error("chip_cordoned", chip_id=chip_id, cores=cores, cause=cause.value, reason=reason)
 
     def _lift(self, chip_id: ChipId, cause: CordonCause) -> None:
         if self._cordons.pop((chip_id, cause), None) is not None:
@@ -239,8 +246,8 @@ class ChipDesk:
         self._table, effects = step(before, event, self._clock.monotonic_ns(), self._rules)
         for effect in effects:
             match effect:
-                case Hold(chip_id=chip_id, reason=reason):
-                    self._cordon(chip_id, CordonCause.NOT_RELEASED, reason)
+                case Hold(chip_id=chip_id, reason=reason, cores=cores):
+                    self._cordon(chip_id, CordonCause.NOT_RELEASED, reason, cores)
                 case Lift(chip_id=chip_id):
                     self._lift(chip_id, CordonCause.NOT_RELEASED)
         try:

@@ -195,7 +195,7 @@ class ReplicaKeeper:
             reason = engine.exit_reason()
             self._log.warning("engine_ended", pid=engine.record.engine.pid, reason=reason)
             if self._may_blame_chips():
-                self._parts.desk.engine_died(self._spec.chip_ids)
+                self._parts.desk.engine_died(self._spec.chip_ids, self._spec.cores)
             self._parts.desk.gone(self.replica_id)
             await self._feed(Exited(engine.record.launch, reason), group)
         wake = wake_ns(self._state)
@@ -349,7 +349,7 @@ class ReplicaKeeper:
     def _may_blame_chips(self) -> bool:
         """Return whether an engine that ended unwanted may have died of its chips, rather than of its model.
 
-        It may when it had served, or when another engine serves the same artifact on other chips.
+        It may when it had served, or when another engine serves the same artifact, on other chips or other cores.
         """
         state, spec = self._state, self._spec
         if state.is_orderly or state.wanted is None or state.running != state.wanted:
@@ -358,7 +358,7 @@ class ReplicaKeeper:
         return state.ready_ns is not None or any(
             other.phase is ReplicaPhase.READY
             and other.artifact_sha256 == sha256
-            and not set(other.chip_ids) & set(spec.chip_ids)
+            and other.replica_id != self.replica_id
             for other in self._parts.board.replicas
         )
 
@@ -396,12 +396,16 @@ class ReplicaKeeper:
         return driver
 
     def _rules(self, spec: ReplicaSpec) -> ReplicaRules:
-        driver = self._parts.drivers.get(spec.artifact.engine)
+        driver, settings = self._parts.drivers.get(spec.artifact.engine), self._parts.settings
+        rules = ReplicaRules(ready_probe_s=settings.engine_probe_s, drain_settle_s=settings.drain_settle_s)
         if driver is None:
-            return ReplicaRules()
+            return rules
         times = driver.times
-        return ReplicaRules(
-            start_s_max=times.start_s_max, drain_s_max=times.drain_s_max, stop_s_max=times.term_s_max + 1.0
+        return msgspec.structs.replace(
+            rules,
+            start_s_max=times.start_s_max,
+            drain_s_max=times.drain_s_max,
+            stop_s_max=times.term_s_max + 1.0,
         )
 
     def _capabilities(self, spec: ReplicaSpec) -> EngineCapabilities | None:

@@ -81,6 +81,8 @@ class NodeProgram:
             on_answer=self._desk.see,
             is_hurried=lambda: self._desk.is_waiting,
             clock=clock,
+            period_s=settings.chip_read_period_s,
+            hurry_period_s=settings.chip_hurry_period_s,
         )
         self._host = EngineHost(settings, clock, entropy)
         self._pins = NodePins(settings, log)

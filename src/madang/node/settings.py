@@ -1,6 +1,7 @@
 """Settings of a node. Refuses secrets: only the files that hold them are named."""
 
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -28,6 +29,12 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             much as the disk has, less a margin.
         chips: chip drivers to load; a driver whose cards are absent costs next to nothing. `NAME@FOLDER` reads a
             twin's folder in the place of this machine, for tests and rehearsals.
+        chip_read_period_s: between readings of chips; rules that count readings count these. Vendors' tools take 10 to
+            50 ms of CPU each time.
+        chip_hurry_period_s: the same while an ended engine's chip waits for the reading that gives it on.
+        engine_probe_s: between questions to a ready engine how it is; three bad answers in a row and it is replaced.
+        drain_settle_s: how long an engine that leaves must be idle before it is stopped. It is to be longer than the
+            news takes to the slowest gateway that may still choose it.
         engine_threads: CPU threads with which one engine generates; 0 means all that its chips grant. Where
             several engines share few cores, 1 serves all of them better than threads that wait for each other.
         engine_prefill_threads: CPU threads with which one engine reads prompts; 0 means all.
@@ -54,6 +61,10 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     artifact_source_bytes_s_max: int = 0
     cache_bytes_max: int = 0
     chips: tuple[str, ...] = ("cpu",)
+    chip_read_period_s: Annotated[float, msgspec.Meta(ge=0.05, le=60.0)] = 5.0
+    chip_hurry_period_s: Annotated[float, msgspec.Meta(ge=0.05, le=60.0)] = 1.0
+    engine_probe_s: Annotated[float, msgspec.Meta(ge=0.05, le=60.0)] = 1.0
+    drain_settle_s: Annotated[float, msgspec.Meta(ge=0.0, le=600.0)] = 1.5
     engine_threads: int = 0
     engine_prefill_threads: int = 0
     engine_memory_bytes_max: int = 8 * 1024**3

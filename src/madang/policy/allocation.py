@@ -93,6 +93,11 @@ def is_shared(chip: Chip) -> bool:
     return chip.engines_max > 1 and not chip.core_sets
 
 
+def have_common_core(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Return whether two parts of one chip, each some of its cores or (none named) all of it, overlap."""
+    return not one or not other or not set(one).isdisjoint(other)
+
+
 def choose_chips(
     ask: Ask, chips: Iterable[Chip], uses: Iterable[Use], closed: Mapping[ChipId, str] | None = None
 ) -> Allocation | Refusal:
@@ -118,6 +123,16 @@ def choose_chips(
         blocked |= {chip_id: why for chip_id in card.ids if why}
     found = _choose_cores(ask, usable, blocked) if ask.cores else _choose_cards(ask, usable, blocked)
     return found if found is not None else _refuse(ask, cards, blocked)
+
+
+def has_enough_cores(ask: Ask, given: Allocation, chips: Iterable[Chip]) -> bool:
+    """Return whether what an engine has is what it would be given: as many cores as the smallest set that will do."""
+    if not ask.cores:
+        return not given.cores
+    wholes = [chip for chip in chips if chip.chip_id in given.chip_ids]
+    count = len(given.cores) or sum(chip.cores for chip in wholes)
+    fitting = [len(one) for chip in wholes for one in chip.core_sets if len(one) >= ask.cores]
+    return count >= ask.cores and count <= min(fitting, default=count)
 
 
 def find_obstacle(
@@ -325,7 +340,7 @@ def _find_core_obstacle(cards: Sequence[_Card], cores: tuple[int, ...], memory_b
     if tuple(sorted(cores)) not in {tuple(sorted(one)) for one in chip.core_sets}:
         return f"cores {_list(cores)} of chip {chip.chip_id} are not a set that may be given"
     for use in cards[0].uses:
-        if not use.cores or set(use.cores) & set(cores):
+        if have_common_core(use.cores, cores):
             return f"cores {_list(cores)} leased to {use.holder}"
     left_bytes = chip.memory_bytes * len(cores) // max(1, chip.cores)
     return _lack(memory_bytes, left_bytes) if left_bytes < memory_bytes else ""

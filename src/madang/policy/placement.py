@@ -28,7 +28,16 @@ from madang.model import (
     ReplicaSpec,
     Service,
 )
-from madang.policy.allocation import Allocation, Ask, Refusal, Use, choose_chips, find_obstacle
+from madang.policy.allocation import (
+    Allocation,
+    Ask,
+    Refusal,
+    Use,
+    choose_chips,
+    find_obstacle,
+    has_enough_cores,
+    have_common_core,
+)
 from madang.policy.equivalence import keep_standing
 
 REPLICAS_PER_SERVICE_MAX = 256
@@ -65,10 +74,14 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
         by_cause = sorted(self.cordons, key=lambda cordon: cordon.cause, reverse=True)
         return {cordon.chip_id: f"{cordon.cause}: {cordon.reason}" for cordon in by_cause}
 
-    def is_left(self, chip_ids: Iterable[ChipId]) -> bool:
-        """Return whether a replica on these chips had better be elsewhere."""
-        left = {cordon.chip_id for cordon in self.cordons if cordon.cause in LEFT_BY_REPLICAS}
-        return not left.isdisjoint(chip_ids)
+    def is_left(self, spec: ReplicaSpec) -> bool:
+        """Return whether a replica had better be elsewhere: on other chips, or other cores than the bad ones."""
+        return any(
+            cordon.cause in LEFT_BY_REPLICAS
+            and cordon.chip_id in spec.chip_ids
+            and have_common_core(cordon.cores, spec.cores)
+            for cordon in self.cordons
+        )
 
 
 class Unplaced(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +150,7 @@ class _Room:
         """Return whether a replica that was there may stay: only what is planned counts."""
         ask, given = _ask(place.artifact), place.given
         chips = place.view.chips
-        if len(given.chip_ids) < (1 if ask.cores else ask.chips):
+        if not has_enough_cores(ask, given, chips) or len(given.chip_ids) < (1 if ask.cores else ask.chips):
             return False
         return not find_obstacle(given.chip_ids, given.cores, chips, self.uses[place.view.node], ask.chip_memory_bytes)
 
@@ -265,7 +278,7 @@ def _stay(wanted: _Wanted, room: _Room, at: Mapping[ReplicaId, tuple[NodeId, Rep
         room.placed[node].append(spec)
         return True
     place = _old_place(wanted, view, spec)
-    if place is None or view.is_left(spec.chip_ids) or not room.fits(place):
+    if place is None or view.is_left(spec) or not room.fits(place):
         return False
     room.take(wanted, place)
     return True
@@ -314,7 +327,7 @@ def _last_resort(wanted: _Wanted, room: _Room, at: Mapping[ReplicaId, tuple[Node
     """Return the old place on a lost node or bad chips: when there is no other, it may come back with its engines."""
     node, spec = at.get(wanted.replica_id, (None, None))
     view = next((view for view in room.nodes if view.node == node and not view.is_draining), None)
-    if view is None or spec is None or not (view.is_lost or view.is_left(spec.chip_ids)):
+    if view is None or spec is None or not (view.is_lost or view.is_left(spec)):
         return None
     place = _old_place(wanted, view, spec)
     return place if place is not None and room.fits(place) else None

@@ -9,10 +9,11 @@ least once and has chips. Run against drivers on real machines and on their twin
 import asyncio
 import math
 import re
+from typing import ClassVar
 
 import msgspec
 
-from madang.chip.contract import ChipDriver
+from madang.chip.contract import ChipDriver, CoreDriver
 from madang.core import ChipId, Conflict
 from madang.model import Chip, ChipHealth
 
@@ -20,19 +21,27 @@ _PCI_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _UNREAD = (ChipHealth.UNKNOWN, ChipHealth.FAILED)
 
 
+_Readings = tuple[ChipDriver, tuple[Chip, ...], tuple[Chip, ...]]
+
+
 class ChipDriverContract:
     """Inherit, and give `make_driver`."""
 
     is_simulated: bool
+    _readings: ClassVar[_Readings]
 
     def make_driver(self) -> ChipDriver:
         """Return a driver of a node that has such chips."""
         raise NotImplementedError
 
     def read_twice(self) -> tuple[ChipDriver, tuple[Chip, ...], tuple[Chip, ...]]:
-        """Return a driver and two readings of it."""
-        driver = self.make_driver()
-        return driver, asyncio.run(driver.read()), asyncio.run(driver.read())
+        """Return a driver and two readings of it, made once for each class: no test of this suite changes anything."""
+        known: _Readings | None = type(self).__dict__.get("_readings")
+        if known is None:
+            driver = self.make_driver()
+            known = driver, asyncio.run(driver.read()), asyncio.run(driver.read())
+            type(self)._readings = known
+        return known
 
     def test_chips_have_stable_unique_ids_and_the_drivers_kind(self) -> None:
         driver, first, second = self.read_twice()
@@ -73,6 +82,7 @@ class ChipDriverContract:
                 assert list(cores) == sorted(set(cores))
                 assert cores
                 assert 0 <= cores[0] <= cores[-1] < chip.cores
+            assert chip.cores_occupied is None or set(chip.cores_occupied) <= set(range(chip.cores))
             assert chip.clock_mhz is None or chip.clock_mhz > 0
             assert chip.power_w_max is None or chip.power_w_max > 0
             assert all(chip.throttle_reasons)
@@ -85,6 +95,23 @@ class ChipDriverContract:
         assert len(grant.devices) == len(card)
         assert grant.cpu_threads >= 1
         assert list(grant.cpus) == sorted(set(grant.cpus))
+
+    def test_parts_are_granted_as_core_sets_say_and_in_no_other_way(self) -> None:
+        driver, chips, _ = self.read_twice()
+        assert isinstance(driver, CoreDriver) == any(chip.core_sets for chip in chips)
+        if not isinstance(driver, CoreDriver):
+            return
+        for chip in chips:
+            named = {cores: driver.grant_cores(chip.chip_id, cores).devices for cores in chip.core_sets}
+            assert len(set(named.values())) == len(named)
+            whole = tuple(range(chip.cores))
+            assert named.get(whole, driver.grant((chip.chip_id,)).devices) == driver.grant((chip.chip_id,)).devices
+            for cores in ((), (chip.cores,), (0, 0)):
+                try:
+                    driver.grant_cores(chip.chip_id, cores)
+                except Conflict:
+                    continue
+                raise AssertionError(f"granted cores {cores} of {chip.chip_id}")
 
     def test_chips_that_are_not_there_are_not_granted(self) -> None:
         driver, _, _ = self.read_twice()

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from madang.chip.values import (
+    Ranges,
     as_list,
     as_number,
     as_quantity,
@@ -48,6 +49,8 @@ THROTTLE_BITS = (
 """Bits of `throttle_reason` as the bindings furiosa-smi 2026.4.0 decode them; furiosa-smi-py 2026.1.2 knew no
 governor's cap and had other_reason at 0x80."""
 _NOT_THROTTLING = frozenset({"", "idle", "none"})
+_OCCUPANCY_WORDS = {"available": False, "occupied": True}
+"""CoreStatus of the bindings; `status` of Warboy writes them as words."""
 
 
 class Info(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,18 +69,29 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """One element of `furiosa-smi status`; `liveness` is the vendor's word in lower case."""
+    """One element of `furiosa-smi status`.
+
+    Attributes:
+        liveness: the vendor's word in lower case.
+        cores_occupied: PEs that some process has opened; None where it does not say so of every PE.
+    """
 
     name: str
     liveness: str = ""
     memory_used_bytes: int | None = None
     memory_total_bytes: int | None = None
     utilisation: float | None = None
+    cores_occupied: tuple[int, ...] | None = None
     refused: tuple[str, ...] = ()
 
 
 class Management(msgspec.Struct, frozen=True, kw_only=True):
-    """Attributes of one card in sysfs, decoded; `state` is "0" while the card is alive."""
+    """Attributes of one card in sysfs, decoded.
+
+    Attributes:
+        state: "0" while the card is alive.
+        cores_occupied: as in Status.
+    """
 
     name: str
     pci_address: str = ""
@@ -89,21 +103,9 @@ class Management(msgspec.Struct, frozen=True, kw_only=True):
     state: str = ""
     clock_mhz: float | None = None
     memory_used_bytes: int | None = None
+    cores_occupied: tuple[int, ...] | None = None
     power_w_max: float | None = None
     throttle_reasons: tuple[str, ...] = ()
-
-
-class _Ranges:
-    """Collects what was refused while a card is decoded."""
-
-    def __init__(self) -> None:
-        self.refused: list[str] = []
-
-    def check(self, what: str, value: float | None, low: float, high: float, unit: str) -> float | None:
-        kept = in_range(value, low, high)
-        if value is not None and kept is None:
-            self.refused.append(f"{what} {value:g} {unit}".rstrip())
-        return kept
 
 
 def parse_info(data: bytes) -> tuple[Info, ...] | None:
@@ -117,7 +119,7 @@ def parse_info(data: bytes) -> tuple[Info, ...] | None:
 
 def _parse_info_card(item: object) -> Info:
     table = as_table(item)
-    ranges = _Ranges()
+    ranges = Ranges()
     temperature_c = as_quantity(table.get("temperature"), _CELSIUS)
     power_w = as_quantity(table.get("power"), _WATTS)
     clock_mhz = as_quantity(table.get("core_clock"), _MEGAHERTZ)
@@ -146,7 +148,7 @@ def parse_status(data: bytes) -> tuple[Status, ...] | None:
 
 def _parse_status_card(item: object) -> Status:
     table = as_table(item)
-    ranges = _Ranges()
+    ranges = Ranges()
     dram = as_table(as_table(table.get("memory")).get("DRAM"))
     used, total = as_number(dram.get("used_size")), as_number(dram.get("total_size"))
     total = ranges.check("memory", total, _MEMORY_BYTES_MIN, _MEMORY_BYTES_MAX, "B")
@@ -157,11 +159,12 @@ def _parse_status_card(item: object) -> Status:
         memory_used_bytes=None if used is None else int(used),
         memory_total_bytes=None if total is None else int(total),
         utilisation=_mean_utilisation(as_list(table.get("pe_utilizations")), ranges),
+        cores_occupied=_find_occupied(table),
         refused=tuple(ranges.refused),
     )
 
 
-def _mean_utilisation(items: list[object], ranges: _Ranges) -> float | None:
+def _mean_utilisation(items: list[object], ranges: Ranges) -> float | None:
     """Return the mean over all PEs, 0 to 1; one PE that cannot be read makes it unknown."""
     shares: list[float] = []
     for item in items[:_CARDS_MAX]:
@@ -173,6 +176,22 @@ def _mean_utilisation(items: list[object], ranges: _Ranges) -> float | None:
             return None
         shares.append(min(percent / 100, 1.0))
     return sum(shares) / len(shares) if shares else None
+
+
+def _find_occupied(table: Mapping[str, object]) -> tuple[int, ...] | None:
+    """Return the PEs that are occupied: a boolean by PE on RNGD, a word by core on Warboy."""
+    pes = [as_table(item) for item in as_list(table.get("pe_utilizations"))[:_CARDS_MAX]]
+    told: list[tuple[object, object]] = [(pe.get("pe_core"), pe.get("pe_occupancy")) for pe in pes]
+    if all(is_occupied is None for _, is_occupied in told):
+        cores = [as_table(item) for item in as_list(table.get("cores"))[:_CARDS_MAX]]
+        told = [(core.get("idx"), _OCCUPANCY_WORDS.get(as_text(core.get("status")).lower())) for core in cores]
+    found: set[int] = set()
+    for number, is_occupied in told:
+        core = in_range(as_number(number), 0, _CARDS_MAX)
+        if core is None or not isinstance(is_occupied, bool):
+            return None
+        found |= {int(core)} if is_occupied else set()
+    return tuple(sorted(found)) if told else None
 
 
 def _name(value: object) -> str:
@@ -235,17 +254,24 @@ def parse_memory_used(occupancy: bytes, pe_files: Sequence[bytes]) -> int | None
         occupancy: content of `pe_occupancy`: 0 or 1, one PE a line. What is not occupied uses nothing.
         pe_files: content of `alloc_status` of each PE: lines such as `dram_usage: 0x1000`, hexadecimal.
     """
+    occupied = parse_occupied(occupancy)
+    if occupied is None:
+        return None
+    total = 0
+    for number in occupied:
+        used = _parse_pe_used(pe_files[number] if number < len(pe_files) else b"")
+        if used is None:
+            return None
+        total += used
+    return total if total <= _MEMORY_BYTES_MAX else None
+
+
+def parse_occupied(occupancy: bytes) -> tuple[int, ...] | None:
+    """Return the PEs that are occupied, by `pe_occupancy`: 0 or 1, one PE a line."""
     lines = [line.strip() for line in occupancy[:4096].splitlines()]
     if not lines or any(line not in (b"0", b"1") for line in lines):
         return None
-    total = 0
-    for number, line in enumerate(lines):
-        if line == b"1":
-            used = _parse_pe_used(pe_files[number] if number < len(pe_files) else b"")
-            if used is None:
-                return None
-            total += used
-    return total if total <= _MEMORY_BYTES_MAX else None
+    return tuple(number for number, line in enumerate(lines) if line == b"1")
 
 
 def _parse_pe_used(data: bytes) -> int | None:
@@ -268,9 +294,24 @@ def parse_management(name: str, files: dict[str, bytes], pe_files: Sequence[byte
         state=as_text(text.get("device_state", "")),
         clock_mhz=parse_clocks(files.get("npu_clocks", b"")),
         memory_used_bytes=parse_memory_used(files.get("pe_occupancy", b""), pe_files),
+        cores_occupied=parse_occupied(files.get("pe_occupancy", b"")),
         power_w_max=in_range(None if limit_mw is None else limit_mw / 1000, _POWER_W_MIN, _POWER_W_MAX),
         throttle_reasons=parse_throttle(files.get("throttle_reason", b""), files.get("throttle_reason_list", b"")),
     )
+
+
+def name_device(name: str, cores: Sequence[int] = ()) -> str:
+    """Return what `furiosa-llm --devices` takes for a card, or for adjacent PEs of it: `npu:3`, `npu:3:5`, `npu:3:4-7`.
+
+    Args:
+        name: the card's name now, such as `npu3`.
+        cores: ascending, each one more than the last; none for the whole card.
+    """
+    card = f"npu:{name.removeprefix('npu')}"
+    if not cores:
+        return card
+    assert tuple(cores) == tuple(range(cores[0], cores[-1] + 1)), "a fused device is made of adjacent PEs"
+    return f"{card}:{cores[0]}" if len(cores) == 1 else f"{card}:{cores[0]}-{cores[-1]}"
 
 
 def find_sensor(labels: Mapping[str, bytes], wanted: str) -> str:

@@ -11,13 +11,13 @@ import msgspec
 
 from madang.chip.contract import ChipGrant
 from madang.chip.furiosa import codec
-from madang.chip.furiosa.merge import KIND, SeenCard, Sensors, Sources, learn_serials, merge
+from madang.chip.furiosa.merge import KIND, Sensors, Sources, merge
 from madang.chip.host import Host, Patience
+from madang.chip.inventory import Inventory, grant, grant_part
 from madang.chip.manifest import load_manifest
 from madang.chip.pci import PCI_DEVICES, find_functions, is_twin_machine
-from madang.chip.roster import Roster, StuckWatch
 from madang.chip.values import decode_text
-from madang.core import ChipId, Clock, Conflict, NodeId, Unavailable
+from madang.core import ChipId, Clock, NodeId, Unavailable
 from madang.model import Chip
 
 VENDOR = "1ed2"
@@ -67,10 +67,7 @@ class FuriosaDriver:
         self._selector = ""
         self._versions = ("", "")
         self._readings = 0
-        self._serials: dict[str, str] = {}
-        self._cards: dict[ChipId, SeenCard] = {}
-        self._roster = Roster()
-        self._stuck = StuckWatch()
+        self._inventory = Inventory(clock)
 
     async def read(self) -> tuple[Chip, ...]:
         """Return every card; a card that is gone is failed, and one that cannot be asked is unknown."""
@@ -81,22 +78,19 @@ class FuriosaDriver:
         if sources.functions or sources.management or self._host.has_tool(TOOLS):
             sources = await self._ask_tool(sources)
         wall_s = self._clock.wall_s()
-        seen = merge(sources, self._manifest, self._node, wall_s, self._serials)
-        self._serials |= learn_serials(seen)
-        self._cards = {card.chip.chip_id: card for card in seen}
-        found = self._stuck.judge(tuple(card.chip for card in seen), self._clock.monotonic_ns())
-        return self._roster.settle(found, wall_s, functions=sources.functions, trouble=sources.trouble)
+        seen = merge(sources, self._manifest, self._node, wall_s, self._inventory.serials)
+        return self._inventory.take(seen, wall_s, functions=sources.functions, trouble=sources.trouble)
 
     def grant(self, chip_ids: tuple[ChipId, ...]) -> ChipGrant:
         """Return `npu:N` for each card, as `furiosa-llm --devices` takes them, and the CPUs near to all of them."""
-        missing = [chip_id for chip_id in chip_ids if chip_id not in self._cards or not self._cards[chip_id].name]
-        if missing or not chip_ids:
-            here = ", ".join(self._cards) or "none"
-            raise Conflict(f"chips {', '.join(missing) or '(none asked for)'} are not here: this node has {here}")
-        cards = [self._cards[chip_id] for chip_id in chip_ids]
-        cpus = tuple(sorted({cpu for card in cards for cpu in card.cpus}))
-        devices = tuple(f"npu:{card.name.removeprefix('npu')}" for card in cards)
-        return ChipGrant(devices=devices, cpus=cpus, cpu_threads=max(len(cpus), 1))
+        return grant(self._inventory.find(chip_ids), lambda card: codec.name_device(card.name))
+
+    def grant_cores(self, chip_id: ChipId, cores: tuple[int, ...]) -> ChipGrant:
+        """Return `npu:N:A-B` for PEs that are one device of the kernel driver, and `npu:N` for all of a card."""
+        card, wanted = self._inventory.find_core_set(chip_id, cores)
+        if len(wanted) == card.chip.cores:
+            return self.grant((chip_id,))
+        return grant_part(card, wanted, codec.name_device(card.name, wanted))
 
     def _read_files(self) -> Sources:
         functions = find_functions(self._host, VENDOR)

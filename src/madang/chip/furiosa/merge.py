@@ -4,12 +4,13 @@ Owns who is believed about what, the card's identity and the verdict on its heal
 by the furiosa driver.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
 from madang.chip.compatibility import find_incompatibility
 from madang.chip.furiosa.codec import Info, Management, Status
+from madang.chip.inventory import SeenChip
 from madang.chip.manifest import Card, Manifest
 from madang.chip.pci import PciFunction
 from madang.chip.values import is_serial, is_twin, slug
@@ -52,14 +53,6 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
     is_twin_machine: bool = False
 
 
-class SeenCard(msgspec.Struct, frozen=True, kw_only=True):
-    """A chip and what a grant needs of it: the vendor's name for it now, and the CPUs near to it."""
-
-    chip: Chip
-    name: str
-    cpus: tuple[int, ...] = ()
-
-
 class _Parts(msgspec.Struct, frozen=True, kw_only=True):
     """All that belongs to one card."""
 
@@ -76,7 +69,7 @@ class _Parts(msgspec.Struct, frozen=True, kw_only=True):
 
 def merge(
     sources: Sources, manifest: Manifest, node: NodeId, wall_s: float, serials: Mapping[str, str]
-) -> tuple[SeenCard, ...]:
+) -> tuple[SeenChip, ...]:
     """Return every card, sorted by chip id.
 
     Args:
@@ -137,7 +130,7 @@ def _collect(sources: Sources, place: tuple[str, str], serials: Mapping[str, str
 
 def _view(
     sources: Sources, parts: _Parts, is_serial_unique: bool, manifest: Manifest, node: NodeId, wall_s: float
-) -> SeenCard:
+) -> SeenChip:
     function, info, status, management = parts.function, parts.info, parts.status, parts.management
     pci_id = function.pci_id if function else ""
     names = [*([info.arch] if info else []), *([management.model] if management else [])]
@@ -174,6 +167,7 @@ def _view(
         numa_node=function.numa_node if function else None,
         cores=card.cores,
         core_sets=card.core_sets,
+        cores_occupied=_find_occupied(parts, card),
         clock_mhz=info.clock_mhz if info else management.clock_mhz if management else None,
         power_w_max=(management.power_w_max if management else None) or parts.sensors.power_w_max,
         throttle_reasons=management.throttle_reasons if management else (),
@@ -182,7 +176,14 @@ def _view(
         sdk_version=versions["sdk"],
         incompatibility=find_incompatibility(manifest.compatibility, versions),
     )
-    return SeenCard(chip=chip, name=parts.name, cpus=function.cpus if function else ())
+    return SeenChip(chip=chip, name=parts.name, cpus=function.cpus if function else ())
+
+
+def _find_occupied(parts: _Parts, card: Card) -> tuple[int, ...] | None:
+    """Return the PEs that anybody says are occupied: one that is taken for idle would be given twice."""
+    told = [part.cores_occupied for part in (parts.status, parts.management) if part is not None]
+    known = [cores for cores in told if cores is not None]
+    return tuple(sorted({core for cores in known for core in cores if core < card.cores})) if known else None
 
 
 def judge(sources: Sources, parts: _Parts) -> tuple[ChipHealth, str]:
@@ -223,8 +224,3 @@ def _find_weakness(parts: _Parts) -> tuple[ChipHealth, str] | None:
         under = f" (power limit {limit_w:.0f} W)" if limit_w is not None else ""
         return ChipHealth.DEGRADED, f"throttled: {', '.join(parts.management.throttle_reasons)}{under}"
     return None
-
-
-def learn_serials(cards: Sequence[SeenCard]) -> dict[str, str]:
-    """Return the serial by PCI address, for later readings."""
-    return {card.chip.pci_address: card.chip.serial for card in cards if card.chip.pci_address and card.chip.serial}

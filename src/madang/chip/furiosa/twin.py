@@ -15,6 +15,9 @@ from madang.chip.values import TWIN_VENDOR
 
 TOOL = "/usr/bin/furiosa-smi"
 _DRAM_BYTES = 51_002_736_640  # what real RNGDs show
+_PES = 8
+_HELD_RATIO = 0.9
+"""Of the memory of the PEs that it opens an engine is said to take so much."""
 _THROTTLE_NAMES = "".join(
     f"0x{mask:08x} THROTTLE_{name}\n"
     for mask, name in (
@@ -38,6 +41,8 @@ class TwinCard(msgspec.Struct, kw_only=True):
         serial, address: who and where it is.
         numa_node, cpus: what it is near to.
         temperature_c, power_w, clock_mhz, utilisation, memory_used_bytes: its readings; None is not told.
+        pes_occupied: which PEs some process has open; None: all while memory is in use, else none.
+        pes_stuck: PEs that stay occupied when the process that opened them has ended.
         liveness: the vendor's word.
         throttle_mask, power_limit_mw: as the kernel driver gives them.
         is_listed: whether the vendor's tool shows it.
@@ -53,11 +58,20 @@ class TwinCard(msgspec.Struct, kw_only=True):
     clock_mhz: int = 2000
     utilisation: float = 0.0
     memory_used_bytes: int = 0
+    pes_occupied: tuple[int, ...] | None = None
+    pes_stuck: tuple[int, ...] = ()
     liveness: str = "alive"
     throttle_mask: int = 0
     power_limit_mw: int = 300_000
     is_listed: bool = True
     firmware: str = "2026.2.2, c96cc0d"
+
+    @property
+    def busy_pes(self) -> tuple[int, ...]:
+        """Return the PEs that the vendor's software calls occupied."""
+        if self.pes_occupied is not None:
+            return self.pes_occupied
+        return tuple(range(_PES)) if self.memory_used_bytes else ()
 
 
 class FuriosaTwin:
@@ -105,6 +119,24 @@ class FuriosaTwin:
         version = f"furiosa-smi {self.tool_version}\ndevice driver {self.driver_version}\n"
         answers = {f"info {selector} json": info, f"status {selector} json": status, "version": version}
         self.machine.install(TOOL, answers)
+
+    def add_devices(self) -> None:
+        """Let the machine have a device node for each card, which engines' twins open PE by PE."""
+        for index, _ in self._present():
+            self.machine.add_device(_device(index))
+
+    def follow(self) -> None:
+        """Show as occupied, with their memory, the PEs that processes have open by now, and those that are stuck."""
+        is_changed = False
+        for index, card in self._present():
+            held = {pe for pe in range(_PES) if self.machine.find_holder(_device(index), pe)}
+            occupied = tuple(sorted(held | set(card.pes_stuck) & set(card.busy_pes)))
+            if occupied != card.busy_pes:
+                is_changed = True
+                card.pes_occupied = occupied
+                card.memory_used_bytes = round(_DRAM_BYTES / _PES * _HELD_RATIO) * len(occupied)
+        if is_changed:
+            self.refresh()
 
     def work(self, number: int, *, utilisation: float = 0.9, memory_used_bytes: int = 49_300_000_000) -> None:
         """Let a card work: about 38 W idle and 32.7 W for each busy PE, as was measured on a real one."""
@@ -175,13 +207,14 @@ class FuriosaTwin:
         self._write_sensors(index, card)
 
     def _write_cores(self, index: int, card: TwinCard) -> None:
-        is_busy = card.memory_used_bytes > 0
+        busy = card.busy_pes
         folder = self._management(index)
-        self.machine.write(f"{folder}/npu_clocks", f"{card.clock_mhz * 1_000_000}\n" * 8)
-        self.machine.write(f"{folder}/pe_occupancy", f"{int(is_busy)}\n" * 8)
-        for pe in range(8):
-            used = card.memory_used_bytes // 8 + (card.memory_used_bytes % 8 if pe == 0 else 0)
-            status = f"dram_capacity: {_DRAM_BYTES // 8:#x}\ndram_usage: {used:#x}\n"
+        self.machine.write(f"{folder}/npu_clocks", f"{card.clock_mhz * 1_000_000}\n" * _PES)
+        self.machine.write(f"{folder}/pe_occupancy", "".join(f"{int(pe in busy)}\n" for pe in range(_PES)))
+        share, rest = divmod(card.memory_used_bytes, max(len(busy), 1))
+        for pe in range(_PES):
+            used = share + (rest if pe == busy[0] else 0) if pe in busy else 0
+            status = f"dram_capacity: {_DRAM_BYTES // _PES:#x}\ndram_usage: {used:#x}\n"
             path = f"/sys/class/rngd_mgmt/rngd!npu{index}pe{pe}/alloc_status"
             self.machine.write(path, f"{status}shared_capacity: 0x0\nshared_usage: 0x0\n")
 
@@ -226,9 +259,14 @@ class FuriosaTwin:
             return {"index": str(index), **head, "cores": cores, "pe_utilizations": shares}
         used = {"used_size": card.memory_used_bytes, "total_size": _DRAM_BYTES}
         memory = {"DRAM": {**used, "used_ratio": card.memory_used_bytes / _DRAM_BYTES}}
-        is_busy = card.memory_used_bytes > 0
-        pes = [{"pe_core": core, "pe_occupancy": is_busy, "pe_utilization": percent} for core in range(8)]
+        busy = card.busy_pes
+        pes = [{"pe_core": pe, "pe_occupancy": pe in busy, "pe_utilization": percent} for pe in range(_PES)]
         return {**head, "memory": memory, "pe_utilizations": pes}
 
     def _uuid(self, card: TwinCard) -> str:
         return f"00000000-0000-4000-8000-{int(card.serial.rpartition('-')[2]):012d}"
+
+
+def _device(index: int) -> str:
+    """Return the node that stands for all PEs of a card here; the kernel driver has one for each group of them."""
+    return f"/dev/rngd/npu{index}mgmt"

@@ -7,10 +7,10 @@ Called by the node program every few seconds.
 from madang.chip.contract import ChipGrant
 from madang.chip.host import Host, Patience
 from madang.chip.hyperaccel import codec
+from madang.chip.inventory import Inventory, SeenChip, grant
 from madang.chip.pci import is_twin_machine, parse_numa_node
-from madang.chip.roster import Roster
 from madang.chip.values import parse_cpu_list, slug
-from madang.core import ChipId, Clock, Conflict, NodeId, Unavailable
+from madang.core import ChipId, Clock, NodeId, Unavailable
 from madang.model import Chip, ChipHealth
 
 KIND = "hyperaccel"
@@ -36,54 +36,43 @@ class HyperaccelDriver:
         self._clock = clock
         self._host = host
         self._files = Patience("reading sysfs of HyperAccel cards")
-        self._seen: dict[ChipId, tuple[str, tuple[int, ...]]] = {}
-        self._roster = Roster()
+        self._inventory = Inventory(clock)
 
     async def read(self) -> tuple[Chip, ...]:
         """Return every card, with health unknown; one that is gone is failed."""
         trouble = ""
-        found: tuple[Chip, ...] = ()
+        seen: list[SeenChip] = []
         try:
-            found = await self._files.call(self._read_files)
+            seen = await self._files.call(self._read_files)
         except Unavailable as error:
             trouble = error.message
-        return self._roster.settle(found, self._clock.wall_s(), trouble=trouble)
+        return self._inventory.take(seen, self._clock.wall_s(), trouble=trouble)
 
     def grant(self, chip_ids: tuple[ChipId, ...]) -> ChipGrant:
         """Return the render node of each card."""
-        missing = [chip_id for chip_id in chip_ids if not self._seen.get(chip_id, ("", ()))[0]]
-        if missing or not chip_ids:
-            here = ", ".join(self._seen) or "none"
-            raise Conflict(f"chips {', '.join(missing) or '(none asked for)'} are not here: this node has {here}")
-        cpus = tuple(sorted({cpu for chip_id in chip_ids for cpu in self._seen[chip_id][1]}))
-        devices = tuple(self._seen[chip_id][0] for chip_id in chip_ids)
-        return ChipGrant(devices=devices, cpus=cpus, cpu_threads=max(len(cpus), 1))
+        return grant(self._inventory.find(chip_ids))
 
-    def _read_files(self) -> tuple[Chip, ...]:
+    def _read_files(self) -> list[SeenChip]:
         if not self._host.names(RUNTIME):
-            self._seen = {}
-            return ()
+            return []
         is_simulated = is_twin_machine(self._host)
-        seen: dict[ChipId, tuple[str, tuple[int, ...]]] = {}
-        chips: list[Chip] = []
+        seen: list[SeenChip] = []
         for address in codec.parse_cards(self._host.names(DRIVER)):
             chip_id = ChipId(f"{KIND}-pci-{slug(address)}")
             render = codec.parse_render_node(self._host.names(f"{_DEVICES}/{codec.work_function(address)}/drm"))
-            seen[chip_id] = (render, parse_cpu_list(self._host.read(f"{_DEVICES}/{address}/local_cpulist")))
-            chips.append(
-                Chip(
-                    chip_id=chip_id,
-                    node=self._node,
-                    kind=KIND,
-                    model="HyperAccel LPU (FPGA)",
-                    memory_bytes=0,
-                    health=ChipHealth.UNKNOWN,
-                    reason=_REASON,
-                    is_simulated=is_simulated,
-                    observed_at_s=self._clock.wall_s(),
-                    pci_address=address,
-                    numa_node=parse_numa_node(self._host.read(f"{_DEVICES}/{address}/numa_node")),
-                )
+            chip = Chip(
+                chip_id=chip_id,
+                node=self._node,
+                kind=KIND,
+                model="HyperAccel LPU (FPGA)",
+                memory_bytes=0,
+                health=ChipHealth.UNKNOWN,
+                reason=_REASON,
+                is_simulated=is_simulated,
+                observed_at_s=self._clock.wall_s(),
+                pci_address=address,
+                numa_node=parse_numa_node(self._host.read(f"{_DEVICES}/{address}/numa_node")),
             )
-        self._seen = seen
-        return tuple(chips)
+            cpus = parse_cpu_list(self._host.read(f"{_DEVICES}/{address}/local_cpulist"))
+            seen.append(SeenChip(chip=chip, name=render, cpus=cpus))
+        return seen

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 from madang.chip.contract import ChipGrant
 from madang.chip.host import TOOL_BYTES_MAX, Host, Patience
+from madang.chip.inventory import Inventory, SeenChip, grant
 from madang.chip.manifest import load_manifest
 from madang.chip.mobilint import codec
 from madang.chip.pci import PciFunction, find_functions, is_twin_machine
-from madang.chip.roster import Roster, StuckWatch
 from madang.chip.values import is_twin, slug
-from madang.core import ChipId, Clock, Conflict, NodeId, Unavailable
+from madang.core import ChipId, Clock, NodeId, Unavailable
 from madang.model import Chip, ChipHealth
 
 KIND = "mobilint"
@@ -60,9 +60,7 @@ class MobilintDriver:
         self._manifest = load_manifest(__package__ or "madang.chip.mobilint")
         self._files = Patience("reading sysfs of Mobilint cards")
         self._exporter = Patience("the exporter of mobilint-device-plugin")
-        self._seen: dict[ChipId, tuple[str, tuple[int, ...]]] = {}
-        self._roster = Roster()
-        self._stuck = StuckWatch()
+        self._inventory = Inventory(clock)
 
     async def read(self) -> tuple[Chip, ...]:
         """Return every card; one that is gone is failed, and one that cannot be asked is unknown."""
@@ -76,26 +74,17 @@ class MobilintDriver:
         except Unavailable as error:
             trouble = error.message
         wall_s = self._clock.wall_s()
-        chips: list[Chip] = []
-        self._seen = {}
+        seen: list[SeenChip] = []
         for function, device in functions:
             reading = _match(device, functions, readings)
             chip = self._view(function, device, reading, trouble, wall_s, is_simulated=is_simulated)
-            chips.append(chip)
-            self._seen[chip.chip_id] = (reading.device if reading else device, function.cpus)
-        found = self._stuck.judge(tuple(chips), self._clock.monotonic_ns())
+            seen.append(SeenChip(chip=chip, name=reading.device if reading else device, cpus=function.cpus))
         on_bus = tuple(function for function, _ in functions)
-        return self._roster.settle(found, wall_s, functions=on_bus, trouble=trouble)
+        return self._inventory.take(seen, wall_s, functions=on_bus, trouble=trouble)
 
     def grant(self, chip_ids: tuple[ChipId, ...]) -> ChipGrant:
         """Return `ariesN` for each card; `dev_no` of the vendor's runtime is its number."""
-        missing = [chip_id for chip_id in chip_ids if not self._seen.get(chip_id, ("", ()))[0]]
-        if missing or not chip_ids:
-            here = ", ".join(self._seen) or "none"
-            raise Conflict(f"chips {', '.join(missing) or '(none asked for)'} are not here: this node has {here}")
-        cpus = tuple(sorted({cpu for chip_id in chip_ids for cpu in self._seen[chip_id][1]}))
-        devices = tuple(self._seen[chip_id][0] for chip_id in chip_ids)
-        return ChipGrant(devices=devices, cpus=cpus, cpu_threads=max(len(cpus), 1))
+        return grant(self._inventory.find(chip_ids))
 
     def _read_files(self) -> tuple[tuple[tuple[PciFunction, str], ...], bool]:
         found = [function for function in find_functions(self._host, VENDOR) if not function.is_virtual]

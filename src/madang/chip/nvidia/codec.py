@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from madang.chip.compatibility import find_incompatibility
+from madang.chip.inventory import SeenChip
 from madang.chip.manifest import Manifest
 from madang.chip.pci import PciFunction
 from madang.chip.values import as_number, as_text, in_range, is_serial, is_twin, parse_pci_address, slug
@@ -40,14 +41,6 @@ Raw = Mapping[str, object]
 """What the driver collected of one GPU, by the names in its table; None where NVML gave an error."""
 
 
-class SeenGpu(msgspec.Struct, frozen=True, kw_only=True):
-    """A chip and what a grant needs of it."""
-
-    chip: Chip
-    uuid: str
-    cpus: tuple[int, ...] = ()
-
-
 def parse_clock_events(value: object) -> tuple[str, ...]:
     """Return why the clocks are held down, without the reasons that are no throttling."""
     mask = as_number(value)
@@ -76,7 +69,7 @@ def read_gpus(
     wall_s: float,
     *,
     is_twin_machine: bool,
-) -> tuple[SeenGpu, ...]:
+) -> tuple[SeenChip, ...]:
     """Return every GPU that NVML or the PCI bus shows, sorted by chip id.
 
     Args:
@@ -89,7 +82,7 @@ def read_gpus(
         is_twin_machine: whether the machine says that it is simulated.
     """
     by_address = {function.address: function for function in functions if not function.is_virtual}
-    seen: list[SeenGpu] = []
+    seen: list[SeenChip] = []
     for raw in raws or ():
         address = parse_pci_address(as_text(raw.get("bus_id")))
         if not address and not as_text(raw.get("uuid")):
@@ -111,13 +104,13 @@ def read_gpus(
             pci_address=function.address,
             numa_node=function.numa_node,
         )
-        seen.append(SeenGpu(chip=chip, uuid="", cpus=function.cpus))
+        seen.append(SeenChip(chip=chip, name="", cpus=function.cpus))
     return tuple(sorted(seen, key=lambda gpu: gpu.chip.chip_id))
 
 
 def _view(
     raw: Raw, function: PciFunction | None, manifest: Manifest, node: NodeId, wall_s: float, *, is_twin_machine: bool
-) -> SeenGpu:
+) -> SeenChip:
     serial, uuid, model = as_text(raw.get("serial")), as_text(raw.get("uuid")), as_text(raw.get("name"))
     address = parse_pci_address(as_text(raw.get("bus_id")))
     identity = serial if is_serial(serial) else uuid or f"pci-{address}"
@@ -156,7 +149,7 @@ def _view(
         sdk_version=versions["sdk"],
         incompatibility=find_incompatibility(manifest.compatibility, versions),
     )
-    return SeenGpu(chip=chip, uuid=uuid, cpus=function.cpus if function else ())
+    return SeenChip(chip=chip, name=uuid, cpus=function.cpus if function else ())
 
 
 def _milli(value: object, low: float, high: float) -> float | None:
@@ -183,9 +176,9 @@ def judge(raw: Raw, total: float | None) -> tuple[ChipHealth, str]:
     return ChipHealth.OK, ""
 
 
-def recognise(gpu: SeenGpu, known: tuple[Chip, ...]) -> SeenGpu:
+def recognise(gpu: SeenChip, known: tuple[Chip, ...]) -> SeenChip:
     """Return a GPU that only the bus shows under the identity that it had there when NVML still worked."""
-    if gpu.uuid:
+    if gpu.name:
         return gpu
     for chip in known:
         if chip.pci_address == gpu.chip.pci_address and chip.chip_id != gpu.chip.chip_id:

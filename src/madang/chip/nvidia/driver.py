@@ -10,11 +10,11 @@ from typing import Any
 
 from madang.chip.contract import ChipGrant
 from madang.chip.host import Host, Patience
+from madang.chip.inventory import Inventory, grant
 from madang.chip.manifest import load_manifest
 from madang.chip.nvidia import codec
 from madang.chip.pci import PciFunction, find_functions, is_twin_machine
-from madang.chip.roster import Roster, StuckWatch
-from madang.core import ChipId, Clock, Conflict, NodeId, Unavailable
+from madang.core import ChipId, Clock, NodeId, Unavailable
 from madang.model import Chip
 
 VENDOR = "10de"
@@ -128,9 +128,7 @@ class NvidiaDriver:
         self._manifest = load_manifest(__package__ or "madang.chip.nvidia")
         self._files = Patience("reading sysfs of NVIDIA GPUs")
         self._nvml = Patience("NVML")
-        self._gpus: dict[ChipId, codec.SeenGpu] = {}
-        self._roster = Roster()
-        self._stuck = StuckWatch()
+        self._inventory = Inventory(clock)
 
     async def read(self) -> tuple[Chip, ...]:
         """Return every GPU; one that is gone is failed, and one that cannot be asked is unknown."""
@@ -148,27 +146,17 @@ class NvidiaDriver:
             raws, trouble, functions, self._manifest, self._node, wall_s, is_twin_machine=is_simulated
         )
         # The chips that the bus alone shows now are those that NVML showed there before.
-        seen = tuple(self._recognise(gpu) for gpu in seen)
-        self._gpus = {gpu.chip.chip_id: gpu for gpu in seen}
-        found = self._stuck.judge(tuple(gpu.chip for gpu in seen), self._clock.monotonic_ns())
-        return self._roster.settle(found, wall_s, functions=functions, trouble=trouble)
+        before = tuple(gpu.chip for gpu in self._inventory.seen)
+        seen = tuple(codec.recognise(gpu, before) for gpu in seen)
+        return self._inventory.take(seen, wall_s, functions=functions, trouble=trouble)
 
     def grant(self, chip_ids: tuple[ChipId, ...]) -> ChipGrant:
         """Return the UUID of each GPU, as CUDA_VISIBLE_DEVICES takes them, and the CPUs near to all of them."""
-        missing = [chip_id for chip_id in chip_ids if chip_id not in self._gpus or not self._gpus[chip_id].uuid]
-        if missing or not chip_ids:
-            here = ", ".join(self._gpus) or "none"
-            raise Conflict(f"chips {', '.join(missing) or '(none asked for)'} are not here: this node has {here}")
-        gpus = [self._gpus[chip_id] for chip_id in chip_ids]
-        cpus = tuple(sorted({cpu for gpu in gpus for cpu in gpu.cpus}))
-        uuids = tuple(gpu.uuid for gpu in gpus)
-        env = {"CUDA_VISIBLE_DEVICES": ",".join(uuids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        return ChipGrant(devices=uuids, env=env, cpus=cpus, cpu_threads=max(len(cpus), 1))
+        gpus = self._inventory.find(chip_ids)
+        uuids = ",".join(gpu.name for gpu in gpus)
+        return grant(gpus, env={"CUDA_VISIBLE_DEVICES": uuids, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
 
     def _read_files(self) -> tuple[tuple[PciFunction, ...], bool]:
         found = find_functions(self._host, VENDOR)
         gpus = tuple(function for function in found if function.class_code.startswith(_DISPLAY_CLASS))
         return gpus, is_twin_machine(self._host)
-
-    def _recognise(self, gpu: codec.SeenGpu) -> codec.SeenGpu:
-        return codec.recognise(gpu, tuple(known.chip for known in self._gpus.values()))

@@ -11,6 +11,7 @@ import msgspec
 
 from madang.chip.compatibility import parse_version
 from madang.chip.values import (
+    Ranges,
     as_list,
     as_number,
     as_quantity,
@@ -82,27 +83,6 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     memory_total_bytes: int | None = None
 
 
-class _Ranges:
-    """Collects what was refused and what was corrected while a device is decoded."""
-
-    def __init__(self) -> None:
-        self.refused: list[str] = []
-        self.corrected: list[str] = []
-
-    def check(self, what: str, value: float | None, low: float, high: float, unit: str) -> float | None:
-        kept = in_range(value, low, high)
-        if value is not None and kept is None:
-            self.refused.append(f"{what} {value:g} {unit}")
-        return kept
-
-    def check_thousandth(self, what: str, value: float | None, low: float, high: float, unit: str) -> float | None:
-        """Check a value that may have been divided by 1000 once too often; below `low` no live card can be."""
-        if value is not None and 0 < value < low and (whole := in_range(value * 1000, low, high)) is not None:
-            self.corrected.append(f"{what} {value:g} {unit}")
-            return whole
-        return self.check(what, value, low, high, unit)
-
-
 def parse_answer(data: bytes) -> Answer | None:
     """Return the devices of `rbln-smi -j`, or None when the text is no object with an array of devices."""
     table = as_table(decode_json(data))
@@ -115,7 +95,7 @@ def parse_answer(data: bytes) -> Answer | None:
 def _parse_device(item: object) -> Device:
     table = as_table(item)
     pci, memory = as_table(table.get("pci")), as_table(table.get("memory"))
-    ranges = _Ranges()
+    ranges = Ranges()
     temperature_c = as_quantity(table.get("temperature"), _CELSIUS)
     power_w = as_quantity(table.get("card_power"), _WATTS)
     total = ranges.check("memory", as_number(memory.get("total")), _MEMORY_BYTES_MIN, _MEMORY_BYTES_MAX, "B")

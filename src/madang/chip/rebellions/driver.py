@@ -8,11 +8,11 @@ import msgspec
 
 from madang.chip.contract import ChipGrant
 from madang.chip.host import Host, Patience
+from madang.chip.inventory import Inventory, grant
 from madang.chip.manifest import load_manifest
 from madang.chip.pci import find_functions, is_twin_machine
 from madang.chip.rebellions import codec
-from madang.chip.rebellions.merge import KIND, SeenDevice, Sources, learn_sids, merge
-from madang.chip.roster import Roster, StuckWatch
+from madang.chip.rebellions.merge import KIND, Sources, merge
 from madang.chip.values import decode_text
 from madang.core import ChipId, Clock, Conflict, NodeId, Unavailable
 from madang.model import Chip
@@ -47,10 +47,7 @@ class RebellionsDriver:
         self._host = host
         self._manifest = load_manifest(__package__ or "madang.chip.rebellions")
         self._files = Patience("reading sysfs of Rebellions devices")
-        self._sids: dict[str, str] = {}
-        self._devices: dict[ChipId, SeenDevice] = {}
-        self._roster = Roster()
-        self._stuck = StuckWatch()
+        self._inventory = Inventory(clock)
 
     async def read(self) -> tuple[Chip, ...]:
         """Return every device; one that is gone is failed, and one that cannot be asked is unknown."""
@@ -61,35 +58,22 @@ class RebellionsDriver:
         if sources.functions or sources.attributes or self._host.has_tool(TOOLS):
             sources = await self._ask_tool(sources)
         wall_s = self._clock.wall_s()
-        seen = merge(sources, self._manifest, self._node, wall_s, self._sids)
-        self._sids |= learn_sids(seen)
-        self._devices = {device.chip.chip_id: device for device in seen}
-        found = self._stuck.judge(tuple(device.chip for device in seen), self._clock.monotonic_ns())
-        return self._roster.settle(found, wall_s, functions=sources.functions, trouble=sources.trouble)
+        seen = merge(sources, self._manifest, self._node, wall_s, self._inventory.serials)
+        return self._inventory.take(seen, wall_s, functions=sources.functions, trouble=sources.trouble)
 
     def grant(self, chip_ids: tuple[ChipId, ...]) -> ChipGrant:
         """Return `rblnN` for each device and the variables that make only these visible.
 
         A part of a card is refused: its devices share power, memory controller and fate.
         """
-        missing = [one for one in chip_ids if one not in self._devices or not self._devices[one].device]
-        if missing or not chip_ids:
-            here = ", ".join(self._devices) or "none"
-            raise Conflict(f"chips {', '.join(missing) or '(none asked for)'} are not here: this node has {here}")
-        devices = [self._devices[chip_id] for chip_id in chip_ids]
+        devices = self._inventory.find(chip_ids)
         groups = {device.chip.group for device in devices} - {""}
-        rest = [one.chip for chip_id, one in self._devices.items() if chip_id not in chip_ids]
+        rest = [one.chip for one in self._inventory.seen if one.chip.chip_id not in chip_ids]
         left = [chip.chip_id for chip in rest if chip.group in groups]
         if left:
             raise Conflict(f"chips {', '.join(left)} are on the same card as some of these: all are given or none")
-        numbers = ",".join(device.device.removeprefix("rbln") for device in devices)
-        cpus = tuple(sorted({cpu for device in devices for cpu in device.cpus}))
-        return ChipGrant(
-            devices=tuple(device.device for device in devices),
-            env={"RBLN_VISIBLE_DEVICES": numbers, "RBLN_DEVICES": numbers},
-            cpus=cpus,
-            cpu_threads=max(len(cpus), 1),
-        )
+        numbers = ",".join(device.name.removeprefix("rbln") for device in devices)
+        return grant(devices, env={"RBLN_VISIBLE_DEVICES": numbers, "RBLN_DEVICES": numbers})
 
     def _read_files(self) -> Sources:
         found: list[codec.Attributes] = []

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from madang.chip.compatibility import find_incompatibility
+from madang.chip.inventory import SeenChip
 from madang.chip.manifest import Card, Manifest
 from madang.chip.pci import PciFunction
 from madang.chip.rebellions.codec import Answer, Attributes, Device, name_status
@@ -39,14 +40,6 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
     is_twin_machine: bool = False
 
 
-class SeenDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """A chip and what a grant needs of it: its local name now, and the CPUs near to it."""
-
-    chip: Chip
-    device: str
-    cpus: tuple[int, ...] = ()
-
-
 class _Parts(msgspec.Struct, frozen=True, kw_only=True):
     """All that belongs to one device."""
 
@@ -60,7 +53,7 @@ class _Parts(msgspec.Struct, frozen=True, kw_only=True):
 
 def merge(
     sources: Sources, manifest: Manifest, node: NodeId, wall_s: float, sids: Mapping[str, str]
-) -> tuple[SeenDevice, ...]:
+) -> tuple[SeenChip, ...]:
     """Return every device, sorted by chip id.
 
     Args:
@@ -106,7 +99,7 @@ def _collect(sources: Sources, place: tuple[str, str], sids: Mapping[str, str]) 
     )
 
 
-def _view(sources: Sources, parts: _Parts, manifest: Manifest, node: NodeId, wall_s: float) -> SeenDevice:
+def _view(sources: Sources, parts: _Parts, manifest: Manifest, node: NodeId, wall_s: float) -> SeenChip:
     told, attributes, function = parts.told, parts.attributes, parts.function
     name = (told.name if told else "") or (attributes.name if attributes else "")
     pci_id = function.pci_id if function else f"1eff:{told.pci_device}" if told else ""
@@ -144,7 +137,7 @@ def _view(sources: Sources, parts: _Parts, manifest: Manifest, node: NodeId, wal
         firmware_version=versions["firmware"],
         incompatibility=find_incompatibility(manifest.compatibility, versions),
     )
-    return SeenDevice(chip=chip, device=parts.device, cpus=function.cpus if function else ())
+    return SeenChip(chip=chip, name=parts.device, cpus=function.cpus if function else ())
 
 
 def _identify(parts: _Parts) -> ChipId:
@@ -211,8 +204,3 @@ def _judge_numbers(parts: _Parts, card: Card) -> tuple[ChipHealth, str] | None:
     if card.throttle_c is not None and told.temperature_c is not None and told.temperature_c >= card.throttle_c:
         return ChipHealth.DEGRADED, f"{told.temperature_c:.0f} °C; it throttles from {card.throttle_c:.0f} °C on"
     return None
-
-
-def learn_sids(devices: tuple[SeenDevice, ...]) -> dict[str, str]:
-    """Return the sid by PCI address, for later readings."""
-    return {one.chip.pci_address: one.chip.serial for one in devices if one.chip.pci_address and one.chip.serial}

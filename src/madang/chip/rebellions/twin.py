@@ -22,6 +22,8 @@ _PCI_IDS = {
 _DEVICES_PER_CARD = {"RBLN-CA25": 4}
 _DRAM_BYTES = {"RBLN-CR03": 150_323_855_360}
 _ATOM_DRAM_BYTES = 16_877_879_296  # what a real CA22 shows
+_HELD_RATIO = 0.9
+"""Of the memory of a device that it opens an engine is said to take so much."""
 _ZERO_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -34,6 +36,8 @@ class TwinDevice(msgspec.Struct, kw_only=True):
         numa_node, cpus: what it is near to.
         temperature, power: as text with the vendor's suffix.
         utilisation, memory_used_bytes: its readings.
+        is_held: whether some process has it open.
+        is_stuck: whether its memory stays in use when the process that opened it has ended.
         status: the tool's word.
         status_number: the kernel driver's number.
         vfs: virtual functions that are enabled on it.
@@ -48,6 +52,8 @@ class TwinDevice(msgspec.Struct, kw_only=True):
     power: str = "19400000uW"
     utilisation: float = 0.0
     memory_used_bytes: int = 0
+    is_held: bool = False
+    is_stuck: bool = False
     status: str = "normal"
     status_number: int = 0
     vfs: int = 0
@@ -100,6 +106,23 @@ class RebellionsTwin:
         listed = [self._describe(index, device) for index, device in enumerate(self.devices) if device.is_listed]
         answer = {"KMD_version": self.driver_version, "devices": listed, "contexts": self._contexts()}
         self.machine.install(TOOL, {"-j": json.dumps(answer)})
+
+    def add_devices(self) -> None:
+        """Let the machine have the device nodes that engines' twins open."""
+        for index in range(len(self.devices)):
+            self.machine.add_device(f"/dev/rbln{index}")
+
+    def follow(self) -> None:
+        """Show the memory in use of devices that processes have open by now, or that are stuck."""
+        is_changed = False
+        for index, device in enumerate(self.devices):
+            is_held = bool(self.machine.find_holder(f"/dev/rbln{index}")) or (device.is_stuck and device.is_held)
+            if is_held != device.is_held:
+                is_changed = True
+                device.is_held = is_held
+                device.memory_used_bytes = round(self._total_bytes * _HELD_RATIO) if is_held else 0
+        if is_changed:
+            self.refresh()
 
     def work(self, number: int, *, utilisation: float = 0.95, memory_used_bytes: int = 12_000_000_000) -> None:
         """Let a device work: 19.4 W idle and 68.7 W at 95 % were measured on a real CA22."""

@@ -23,18 +23,24 @@ def join_devices(devices: tuple[str, ...]) -> str:
 
 def count_pes(devices: tuple[str, ...]) -> int:
     """Return how many PEs devices have; raises Rejected for what is no device of Furiosa's, or one named twice."""
-    seen: set[tuple[int, int]] = set()
+    return sum(len(pes) for _, pes in parse_devices(devices))
+
+
+def parse_devices(devices: tuple[str, ...]) -> tuple[tuple[int, range], ...]:
+    """Return the number of the card and the PEs of each device; raises as `count_pes` does."""
+    found: list[tuple[int, range]] = []
     for device in devices:
         match = _DEVICE.match(device)
         if match is None:
             raise Rejected(f"expected devices npu:N or npu:N:A-B, found {device[:80]!r}")
-        first = 0 if match[2] is None else int(match[2])
+        card, first = int(match[1]), int(match[2] or 0)
         last = PES_PER_CARD - 1 if match[2] is None else int(match[3] or match[2])
-        cores = {(int(match[1]), core) for core in range(first, last + 1)}
-        if not cores or last >= PES_PER_CARD or seen & cores:
+        pes = range(first, last + 1)
+        is_taken = any(other == card and set(taken) & set(pes) for other, taken in found)
+        if not pes or last >= PES_PER_CARD or is_taken:
             raise Rejected(f"device {device!r}: expected PEs 0 to {PES_PER_CARD - 1}, each once")
-        seen |= cores
-    return len(seen)
+        found.append((card, pes))
+    return tuple(found)
 
 
 def parse_parallelism(text: str) -> int | None:

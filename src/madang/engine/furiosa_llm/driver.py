@@ -80,7 +80,8 @@ class FuriosaLlmDriver:
         if needed is not None and needed != granted:
             raise Rejected(
                 f"replica {spec.replica_id}, artifact {spec.artifact.artifact_id}: it was compiled for {needed} PEs"
-                f" ({spec.artifact.parallelism}), and {granted} were granted"
+                f" ({spec.artifact.parallelism}), and {granted} were granted",
+                next_step=f"enter `chips` or, below one card of {codec.PES_PER_CARD}, `cores` with it in the catalog",
             )
         values = {
             "model": place.folder,

