@@ -19,9 +19,9 @@ MODELS_TAIL = """## Korean speech
 No recording of Korean speech was found to judge `whisper-base` by, so its Korean is not tested. What was searched, on
 2026-11-28: names and summaries of 886,000 packages of PyPI and 227,000 of npm, for Korean together with speech, voice,
 audio, recognition or their Korean words, and for samples and test data of speech in many languages; the contents of
-the nine that came nearest (`pytest-audioeval` has speech in ten languages, none of them Korean; the
-others have no sound); and the list of every file in Debian 12's packages, for sounds under a Korean locale. Synthetic
-speech was not taken for a proof. A recording with a licence that lets tests use it would be welcome.
+the nine that came nearest (`pytest-audioeval` has speech in nine languages, none of them Korean; the others have no
+sound); and the paths of the 35,567 sound files in Debian 12's packages. Synthetic speech was not taken for a proof. A
+recording with a licence that lets tests use it would be welcome.
 """
 UNITS = {"chat": "token", "embedding": "token", "transcription": "audio_second", "infer": "sample"}
 """What a task is counted in where an entry does not say: `madang.model.UNITS_OF_TASK`; a test compares them."""
