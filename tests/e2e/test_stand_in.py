@@ -81,15 +81,18 @@ def compare(federation, candidate, *words):
 
 
 def test_the_same_weights_may_stand_in_and_spoilt_ones_may_not(three_services):
+    before = {name: three_services.engines(SITE, name)[0]["pid"] for name in SERVICES}
     good = compare(three_services, "as-good")
     assert good.returncode == 0, good.stdout + good.stderr
     assert "q8_of_q5 for q4_k_m: may stand in" in good.stdout
     bad = compare(three_services, "spoilt", "--json")
-    assert bad.returncode == 1, bad.stdout + bad.stderr
+    assert (bad.returncode, bad.stderr) == (1, "")
     verdict = msgspec.json.decode(bad.stdout)
     print(good.stdout, verdict)
     assert all("agree" in reason for reason in verdict["reasons"]), "same tokenizer, template, context and counts"
     assert verdict["mean"] < 0.9
+    after = {name: three_services.engines(SITE, name)[0]["pid"] for name in SERVICES}
+    assert after == before, "what was found out about files starts no engine anew"
     known = three_services.admin("GET", f"/api/v1/models/{MODEL}")
     assert known["equivalents"] == [["q4_k_m", "q8_of_q5"]]
     texts = {(one["tokenizer_sha256"], one["template_sha256"]) for one in known["artifacts"]}
