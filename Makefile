@@ -1,7 +1,7 @@
 # Madang. `make up` and `make test` are all that anyone needs; both install what they use and may be repeated.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help up down status test test-deep check format bench bench-gateway bench-artifacts lock clean
+.PHONY: help up down status engines test test-deep check format bench bench-gateway bench-artifacts lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,6 +17,10 @@ $(VENV)/.run: requirements/run.lock pyproject.toml scripts/make-venv
 	@scripts/make-venv $(PYTHON) $(VENV) requirements/run.lock
 	@touch $@
 
+$(VENV)/.engines: requirements/engines.lock $(VENV)/.run
+	@scripts/make-venv $(PYTHON) $(VENV) requirements/engines.lock
+	@touch $@
+
 $(VENV)/.dev: requirements/dev.lock $(VENV)/.run
 	@scripts/make-venv $(PYTHON) $(VENV) requirements/dev.lock
 	@touch $@
@@ -29,6 +33,9 @@ down: ## stop it; nothing stays behind
 
 status: $(VENV)/.run ## say what runs
 	@$(BIN)/madang status $(UP_FLAGS)
+
+engines: $(VENV)/.engines ## what the examples run beside chat and search: models in ONNX, speech
+	@command -v tesseract >/dev/null || echo "madang: for Korean print, as root: apt-get install tesseract-ocr tesseract-ocr-kor"
 
 test: $(VENV)/.dev ## every test but the long ones, under five minutes on two cores
 	@scripts/run-tests $(BIN)/python "not deep" $(PYTEST_FLAGS)

@@ -1,10 +1,12 @@
 """`madang model build` and its kin against a fake hub."""
 
+import hashlib
 import json
 
 import pytest
 from tests.cli.fake_hub import FakeHub
 from tests.runtime.test_artifact_serving import DATA, fill
+from tests.wire.gguf_bytes import model as gguf_model
 
 from madang.model import Task
 from madang.policy.pinned_set import prompts_of
@@ -84,6 +86,18 @@ def test_the_cache_is_shown_with_who_needs_what(ask, tmp_path):
     assert [row["owners"] for row in found] == [["node-daegu-1"]]
     assert ask("model", "cache", "--folder", str(cache.folder), "--unpin", "node-daegu-1").exit_code == 0
     assert ask("model", "cache", "--folder", str(cache.folder), "--unpin", "node-daegu-1").exit_code == 1
+
+
+def test_files_are_inspected_for_a_catalog_entry(ask, tmp_path):
+    data = gguf_model(["a", "b"], template="x")
+    (tmp_path / "m.gguf").write_bytes(data)
+    found = json.loads(ask("model", "inspect", str(tmp_path / "m.gguf"), "--json").stdout)
+    assert found["files"] == [{"name": "m.gguf", "size_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}]
+    assert found["template_sha256"] == hashlib.sha256(b"x").hexdigest()
+    shown = ask("model", "inspect", str(tmp_path / "m.gguf")).stdout
+    assert found["tokenizer_sha256"] in shown
+    missing = ask("model", "inspect", str(tmp_path / "gone"))
+    assert (missing.exit_code, "cannot read" in missing.output) == (1, True)
 
 
 @pytest.fixture

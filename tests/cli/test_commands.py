@@ -267,13 +267,15 @@ def test_applying_brings_the_models_that_services_need(hub, ask, tmp_path, catal
     )
     done = ask("service", "apply", "-f", str(path))
     assert done.exit_code == 0, done.stderr
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+    *changes, told, applied = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in changes] == [
         "+ model own (from the file; MIT)",
         "+ model multilingual-e5-small (built-in catalog; MIT)",
         "+ service a",
         "+ service b",
-        "applied",
     ]
+    assert told.startswith("    384 dimensions."), "what must be known of its model"
+    assert applied.startswith("applied")
     made = [call[3]["name"] for call in sent(hub) if call[1] == "/api/v1/models"]
     assert made == ["own", "multilingual-e5-small"]
     assert [call[1] for call in sent(hub)][2:] == ["/api/v1/services/a", "/api/v1/services/b"]

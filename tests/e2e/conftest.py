@@ -4,6 +4,7 @@ import socket
 
 import pytest
 from tests.e2e.embedded import Embedded, wait_for
+from tests.e2e.installed import Tesseract, find_tesseract
 
 
 def free_base_port() -> int:
@@ -26,14 +27,29 @@ def free_base_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def federation(tmp_path_factory):
-    embedded = Embedded(tmp_path_factory.mktemp("federation"), free_base_port())
+def tesseract_here(request):
+    """Tesseract for the nodes, looked for only where a selected test reads pictures."""
+    is_wanted = any("tesseract" in getattr(item, "fixturenames", ()) for item in request.session.items)
+    return find_tesseract() if is_wanted else Tesseract({}, "no test asked for it")
+
+
+@pytest.fixture(scope="session")
+def federation(tmp_path_factory, tesseract_here):
+    folder = tmp_path_factory.mktemp("federation")
+    embedded = Embedded(folder, free_base_port(), tesseract_here.environ)
     try:
         done = embedded.madang("up", "--base-port", str(embedded.base_port), timeout_s=600)
         embedded.first_words = done.stdout
         yield embedded
     finally:
         embedded.madang("down", is_ok=False)
+
+
+@pytest.fixture(scope="session")
+def tesseract(tesseract_here):
+    """Only where the nodes have Tesseract."""
+    if tesseract_here.missing:
+        pytest.skip(tesseract_here.missing)
 
 
 @pytest.fixture

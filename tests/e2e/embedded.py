@@ -13,6 +13,7 @@ import httpx
 import openai
 import psutil
 
+from madang.runtime.artifacts.cache import default_cache_dir
 from madang.runtime.process import ProcessRef, is_alive
 
 MADANG = Path(sys.executable).parent / "madang"
@@ -31,16 +32,24 @@ def wait_for(what: str, check: Callable[[], Any], within_s: float, every_s: floa
 
 
 class Embedded:
-    """A federation in a folder of its own, on ports of its own."""
+    """A federation in a folder of its own, on ports of its own.
 
-    def __init__(self, state_dir: Path, base_port: int) -> None:
+    Args:
+        state_dir: its folder.
+        base_port: its first port.
+        environ: variables for its programs beside the caller's own.
+    """
+
+    def __init__(self, state_dir: Path, base_port: int, environ: dict[str, str] | None = None) -> None:
         self.state_dir = state_dir
         self.base_port = base_port
+        self._environ = environ or {}
         self._clients: list[openai.OpenAI] = []
 
     def madang(self, *words: str, is_ok: bool = True, timeout_s: float = 200) -> subprocess.CompletedProcess[str]:
         """Run the command against this federation's state."""
-        environ = {**os.environ, "MADANG_STATE": str(self.state_dir), "NO_COLOR": "1", "COLUMNS": "200"}
+        ours = {"MADANG_STATE": str(self.state_dir), "NO_COLOR": "1", "COLUMNS": "200"}
+        environ = os.environ | self._environ | ours
         done = subprocess.run(
             [str(MADANG), *words], capture_output=True, text=True, timeout=timeout_s, env=environ, check=False
         )
@@ -116,6 +125,11 @@ class Embedded:
 
     def engines(self, site: str, service: str) -> list[dict[str, Any]]:
         return [r for r in self.admin("GET", "/api/v1/replicas", site=site) if r["service"] == service]
+
+    @property
+    def cache_dir(self) -> Path:
+        """The artifacts that every node of this machine, and the hub's store, have in common."""
+        return default_cache_dir(os.environ)
 
     def site_names(self) -> list[str]:
         return [s["name"] for s in self.credentials["sites"]]

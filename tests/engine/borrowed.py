@@ -1,12 +1,14 @@
-"""What tests borrow for a moment: Debian packages and wheels, unpacked into the cache, neither installed nor imported.
+"""What tests borrow for a moment: Debian's, Python's and npm's packages, unpacked into the cache, never installed.
 
 Skips, with the reason, where there is no apt, no index or no network.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -57,6 +59,25 @@ def wheels(*requirements):
         wheel.unlink()
     (folder / "whole").touch()
     return folder
+
+
+def npm(name, version, sha256):
+    """Return the folder with the contents of an npm package whose tarball has that hash; its scripts do not run."""
+    if shutil.which("npm") is None:
+        pytest.skip("this machine has no npm")
+    folder = borrowed_folder(f"npm-{name.replace('/', '-')}-{version}")
+    if (folder / "whole").exists():
+        return folder / "package"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _run(["npm", "pack", "--silent", f"{name}@{version}"], folder)
+    (tarball,) = folder.glob("*.tgz")
+    assert hashlib.sha256(tarball.read_bytes()).hexdigest() == sha256, f"{tarball.name} is another one"
+    with tarfile.open(tarball) as archive:
+        archive.extractall(folder, filter="data")
+    tarball.unlink()
+    (folder / "whole").touch()
+    return folder / "package"
 
 
 def _run(argv, folder):

@@ -27,7 +27,7 @@ from madang.engine.contract import Verdict
 from madang.engine.settings import EngineRuntime
 from madang.engine.tesseract import codec
 from madang.engine.tesseract.driver import TesseractDriver
-from madang.federation.catalog import parse_catalog
+from madang.federation.catalog import OCR_MODEL, builtin_catalog, find_entry
 from madang.model import Task
 from madang.testing.engine_contract import run_engine
 from madang.wire import oip
@@ -293,11 +293,9 @@ def test_what_cannot_be_read_ends_nobody_elses_request(here, tmp_path):
 @pytest.mark.peer
 @pytest.mark.deep
 @pytest.mark.timeout(600)
-def test_the_documented_catalog_entry_runs_on_a_node(borrowed, tmp_path):
+def test_the_catalog_entry_runs_on_a_node(borrowed, tmp_path):
     runtime, files = borrowed
-    documents = (HERE.parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
-    (block,) = [text for text in re.findall("```toml\n(.*?)```", documents, re.DOTALL) if "tesseract-korean" in text]
-    (entry,) = parse_catalog(block, "operations.md")
+    entry = find_entry(builtin_catalog(), OCR_MODEL)
     spec = msgspec.structs.replace(OCR, artifact=entry.artifacts[0], task=entry.task, chip_ids=(ChipId("cpu0"),))
     lab = NodeLab(tmp_path, engine_twins=(), engine_runtimes={"tesseract": runtime})
     lab.settings = msgspec.structs.replace(lab.settings, artifact_dirs=(files["kor.traineddata"].parent,))

@@ -1,17 +1,21 @@
 """Verdicts and coverage at the hub: who judged on what, what a changed file does to a verdict, and what is missing."""
 
+import hashlib
+
 import msgspec
 import pytest
 import sqlalchemy as sa
 from tests.hub.test_hub_api import api, hub_without_nats, refused  # noqa: F401 (fixture)
+from tests.wire.gguf_bytes import model as gguf_model
 
 from madang.core import Conflict, Rejected
 from madang.hub import facts_admin
 from madang.hub.audit import read_audit
 from madang.hub.equivalences import Comparison, Running, judge, list_verdicts
 from madang.hub.tables import DESIRED_ITEM
+from madang.hub.text_facts import enter_texts, read_texts
 from madang.model import Artifact, ArtifactFile, CatalogEntry, Service, Task
-from madang.policy.equivalence import Measured
+from madang.policy.equivalence import Measured, judge_pair
 
 
 def artifact(name, sha256, kind):
@@ -144,3 +148,47 @@ def test_a_verdict_reaches_the_sites_desired_state(change, store, identity, seed
     query = sa.select(DESIRED_ITEM.c.spec).where(DESIRED_ITEM.c.kind == "model")
     (spec,) = store.write_now(lambda c: list(c.scalars(query)))
     assert msgspec.json.decode(spec, type=CatalogEntry).equivalents == (("npu", "cpu"),)
+
+
+FILES = {
+    "npu": gguf_model(["a", "b"], template="one"),
+    "same": gguf_model(["a", "b", "[PAD2]"], types=[1, 1, 5], template="one"),
+    "other": gguf_model(["b", "a"], template="two"),
+}
+
+
+def held(folder, *names, **stated):
+    """Return an entry with artifacts of files that lie in a store, and the store's `find`."""
+    artifacts = []
+    for name in names:
+        sha256 = hashlib.sha256(FILES[name]).hexdigest()
+        (folder / sha256).write_bytes(FILES[name])
+        file = ArtifactFile(name=f"{name}.gguf", size_bytes=len(FILES[name]), sha256=sha256)
+        bare = msgspec.structs.replace(ENTRY.artifacts[0], artifact_id=name, files=(file,))
+        artifacts.append(msgspec.structs.replace(bare, **{"tokenizer_sha256": "", "template_sha256": "", **stated}))
+    entry = msgspec.structs.replace(ENTRY, artifacts=tuple(artifacts))
+    return entry, lambda sha256: path if (path := folder / sha256).exists() else None
+
+
+def test_tokenizer_and_template_are_read_in_the_files_that_are_here(tmp_path):
+    entry, find = held(tmp_path, "npu", "same", "other")
+    npu, same, other = enter_texts(entry, read_texts(entry, find)).artifacts
+    assert judge_pair(Task.CHAT, npu, same, GOOD.measured) == ()
+    assert judge_pair(Task.CHAT, npu, other, GOOD.measured) == ("the tokenizers differ", "the chat templates differ")
+
+
+def test_what_the_catalog_says_counts_only_where_the_files_are_elsewhere(tmp_path):
+    stated = {"tokenizer_sha256": "e" * 64, "template_sha256": "f" * 64}
+    entry, find = held(tmp_path, "npu", **stated)
+    with pytest.raises(Rejected, match=f"artifact npu: the catalog says tokenizer {'e' * 64}, its files have"):
+        read_texts(entry, find)
+    assert enter_texts(entry, read_texts(entry, lambda sha256: None)) == entry
+    other = msgspec.structs.replace(entry, artifacts=ENTRY.artifacts)
+    assert enter_texts(other, read_texts(held(tmp_path, "npu")[0], find)) == other, "verdicts bind to files"
+
+
+def test_a_damaged_file_in_the_store_is_named(tmp_path):
+    entry, find = held(tmp_path, "npu")
+    find(entry.artifacts[0].files[0].sha256).write_bytes(b"GGUF")
+    with pytest.raises(Rejected, match=r"npu\.gguf: expected tokenizer"):
+        read_texts(entry, find)

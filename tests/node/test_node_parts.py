@@ -193,6 +193,9 @@ def test_an_engine_and_its_twin_are_never_taken_for_each_other():
     assert hash_spec(make_spec(), real) != hash_spec(make_spec(), played)
     assert hash_spec(make_spec(), real) == hash_spec(make_spec(), make_engine_drivers(("embed",)))
     assert hash_spec(make_spec(), real) != hash_spec(make_spec(slots=5), real)
+    spec = make_spec()
+    told = msgspec.structs.replace(spec.artifact, tokenizer_sha256="a" * 64, template_sha256="b" * 64)
+    assert hash_spec(msgspec.structs.replace(spec, artifact=told), real) == hash_spec(spec, real)
 
 
 @pytest.mark.parametrize(

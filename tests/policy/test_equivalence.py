@@ -46,7 +46,7 @@ def test_the_same_everywhere_may_stand_in():
     [
         ({"tokenizer_sha256": "cc" * 32}, "tokenizers differ"),
         ({"template_sha256": "cc" * 32}, "chat templates differ"),
-        ({"tokenizer_sha256": ""}, "does not state the tokenizer"),
+        ({"tokenizer_sha256": ""}, "the tokenizer is not known of both"),
         ({"context_tokens_max": 2048}, "takes 2048 tokens, the reference 4096"),
     ],
 )

@@ -7,6 +7,12 @@ from madang.core import Rejected
 from madang.runtime.settings import load_settings
 
 
+class Cupboard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table within the settings."""
+
+    door: Path | None = None
+
+
 class Kitchen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a test sets."""
 
@@ -14,6 +20,8 @@ class Kitchen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ratio: float = 0.5
     folder: Path = Path("/nowhere")
     words: tuple[str, ...] = ()
+    cupboards: dict[str, Cupboard] = {}
+    drawers: tuple[Path, ...] = ()
     is_open: bool = False
 
 
@@ -30,6 +38,13 @@ def test_file_then_environment_then_flags(tmp_path):
 
 def test_a_list_in_the_environment_is_written_as_in_toml():
     assert load(environ={"MADANG_KITCHEN_WORDS": '["llama_cpp", "embed"]'}).words == ("llama_cpp", "embed")
+
+
+def test_paths_may_stand_in_lists_and_tables_of_the_environment():
+    environ = {"MADANG_KITCHEN_CUPBOARDS": '{left = {door = "/a"}}', "MADANG_KITCHEN_DRAWERS": '["/b", "/c"]'}
+    found = load(environ=environ)
+    assert found.cupboards == {"left": Cupboard(door=Path("/a"))}
+    assert found.drawers == (Path("/b"), Path("/c"))
 
 
 @pytest.mark.parametrize(

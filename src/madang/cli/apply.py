@@ -40,12 +40,14 @@ class Change(NamedTuple):
         fact: as it shall be.
         differences: (field, before, after); of a new one those that are not the default, without a before.
         origin: where a model came from, empty for the file.
+        told: what whoever uses a service's model must know: what it needs, and its warning.
     """
 
     fact: CatalogEntry | Service
     action: Action
     differences: tuple[tuple[str, Any, Any], ...]
     origin: str = ""
+    told: str = ""
 
     @property
     def kind(self) -> str:
@@ -63,7 +65,8 @@ class Change(NamedTuple):
             f"{name}={_word(after)}" if self.action is Action.ADD else f"{name} {_word(before)} -> {_word(after)}"
             for name, before, after in self.differences
         )
-        return f"{head}: {', '.join(words)}"
+        told = f"\n    {self.told}" if self.told and self.action is Action.ADD else ""
+        return f"{head}: {', '.join(words)}{told}"
 
 
 def _word(value: Any) -> str:
@@ -148,22 +151,24 @@ def plan_changes(
     """Return what has to be done, models first; raises Rejected for a service whose model is nowhere."""
     from madang.federation.catalog import builtin_catalog
 
+    models = tuple(models)
     changes = [_compare(model, known_models.get(model.name)) for model in models]
-    own = {change.fact.name for change in changes}
     shipped = {entry.name: entry for entry in builtin_catalog()}
+    found = {**known_models, **{model.name: model for model in models}}
     later = []
     for service in services:
-        later.append(_compare(service, known_services.get(service.name)))
         name = service.model
-        if name in own or name in known_models:
-            continue
-        if name not in shipped:
-            raise Rejected(
-                f"{where}: service {service.name}: model {name!r} is not in the file, at the hub, or in this release",
-                next_step=f"models of this release: {', '.join(sorted(shipped))}",
-            )
-        own.add(name)
-        changes.append(_compare(shipped[name], None, "built-in catalog"))
+        if name not in found:
+            if name not in shipped:
+                raise Rejected(
+                    f"{where}: service {service.name}: model {name!r} is not in the file, at the hub, or in this "
+                    "release",
+                    next_step=f"models of this release: {', '.join(sorted(shipped))}",
+                )
+            found[name] = shipped[name]
+            changes.append(_compare(shipped[name], None, "built-in catalog"))
+        told = " ".join(text for text in (found[name].note, found[name].warning) if text)
+        later.append(_compare(service, known_services.get(service.name))._replace(told=told))
     return changes + later
 
 

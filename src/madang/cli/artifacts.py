@@ -1,4 +1,4 @@
-"""`madang model build`, `builds`, `worker`, `keys`, `cache` and `compare`: artifacts and what may stand in for what.
+"""`madang model build`, `builds`, `worker`, `keys`, `cache`, `inspect`, `compare`: artifacts and what may stand in.
 
 Owns nothing; calls the hub's API, and for a comparison the tenants' API of a site.
 """
@@ -33,6 +33,7 @@ def add_commands(models: typer.Typer) -> None:
     command(models, "work")(_work)
     command(models, "keys")(_keys)
     command(models, "cache")(_cache)
+    command(models, "inspect")(_inspect)
     command(models, "compare")(_compare)
 
 
@@ -245,6 +246,29 @@ def _cache(
         ("NEEDED BY", lambda row: row["owners"] or "-"),
     )
     print_table("files", columns, rows)
+
+
+def _inspect(
+    access: Access,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The files of one artifact, on this machine.")],
+) -> None:
+    """Show what a catalog entry must say of files: sizes, hashes, and the hashes of tokenizer and chat template."""
+    from madang.core import Rejected
+    from madang.runtime.artifacts.cache import hash_file
+    from madang.runtime.artifacts.text_files import read_text_files
+
+    try:
+        rows = [{"name": path.name, "size_bytes": path.stat().st_size, "sha256": hash_file(path)} for path in files]
+    except OSError as error:
+        raise Rejected(f"cannot read {error.filename}: {error.strerror}") from error
+    found = read_text_files({path.name: path for path in files})
+    if access.is_json:
+        print_json({"files": rows, **found._asdict()})
+        return
+    columns = (("FILE", field("name")), ("BYTES", field("size_bytes")), ("SHA-256", field("sha256")))
+    print_table("files", columns, rows)
+    for name, value in found._asdict().items():
+        say(f"{name}  {value or '-'}")
 
 
 def _compare(

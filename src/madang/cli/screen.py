@@ -201,6 +201,7 @@ def _print_next_steps(console: Console, report: UpReport, state_option: str) -> 
                 ("wan cut daegu", "cut a site off / 사이트의 망을 끊기"),
                 ("wan heal daegu", "and heal it / 다시 잇기"),
                 ("usage", "the ledger / 사용량"),
+                ("model list", "speech, print, pictures and more: examples/README.md / 다른 모델"),
                 ("down", "end it all / 모두 멈추기"),
             )
         ],

@@ -11,6 +11,7 @@ from madang.core import Conflict, Rejected
 from madang.hub.change import Change
 from madang.hub.desired_store import read_models, read_services
 from madang.hub.tables import EQUIVALENCE
+from madang.hub.text_facts import hashes_of
 from madang.model import Artifact, CatalogEntry, Service
 from madang.policy.equivalence import Measured, find_lead, judge_pair
 from madang.runtime.admin_http import NotFound
@@ -89,8 +90,8 @@ def judge(change: Change, model: str, comparison: Comparison, running: list[Runn
         model=model,
         reference=reference.artifact_id,
         candidate=candidate.artifact_id,
-        reference_files=_hashes(reference),
-        candidate_files=_hashes(candidate),
+        reference_files=hashes_of(reference),
+        candidate_files=hashes_of(candidate),
         set_sha256=measured.set_sha256,
         prompts=len(measured.scores),
         reasons=judge_pair(entry.task, reference, candidate, measured),
@@ -113,7 +114,7 @@ def list_verdicts(connection: sa.Connection, model: str) -> list[Equivalence]:
 
 def find_pairs(connection: sa.Connection, entry: CatalogEntry) -> tuple[tuple[str, str], ...]:
     """Return the pairs of an entry that were found equivalent and still consist of the files that were compared."""
-    files = {one.artifact_id: _hashes(one) for one in entry.artifacts}
+    files = {one.artifact_id: hashes_of(one) for one in entry.artifacts}
     return tuple(
         (one.reference, one.candidate)
         for one in list_verdicts(connection, entry.name)
@@ -143,7 +144,3 @@ def _check_running(service: str, artifact: Artifact, running: list[Running]) -> 
             f"service {service}: {what}, expected artifact {artifact.artifact_id} alone",
             next_step="wait until its replicas are ready: madang status",
         )
-
-
-def _hashes(artifact: Artifact) -> tuple[str, ...]:
-    return tuple(file.sha256 for file in artifact.files)

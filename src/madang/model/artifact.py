@@ -119,8 +119,8 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
         context_tokens_max: longest context it was built for.
         sdk: vendor stack and version that it was compiled with, such as `furiosa-2026.3`; empty for plain weights.
         parallelism: how it is split, such as `tp4`; empty for one chip.
-        tokenizer_sha256, template_sha256: of the tokenizer and the chat template that it answers with; empty where
-            nobody stated them, and then it stands in for no other.
+        tokenizer_sha256, template_sha256: of the tokenizer and the chat template that it answers with, as
+            `madang.wire.text_facts` makes them; empty where nobody knows them, and then it stands in for no other.
         chips: how many chips one engine needs, as the driver counts them; they share `memory_bytes` evenly.
         cores: how many cores of one chip suffice; 0 means that it takes chips whole.
     """

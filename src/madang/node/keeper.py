@@ -74,7 +74,9 @@ class KeeperParts:
 def hash_spec(spec: ReplicaSpec, drivers: Mapping[str, EngineDriver]) -> str:
     """Return the identity of an engine: its specification, the program that plays it, and what runs that."""
     driver = drivers.get(spec.artifact.engine)
-    digest = hashlib.sha256(msgspec.json.encode(spec, order="deterministic"))
+    # What somebody found out about the same files is no reason to start an engine anew.
+    bare = msgspec.structs.replace(spec.artifact, tokenizer_sha256="", template_sha256="")
+    digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(spec, artifact=bare), order="deterministic"))
     digest.update(b"\n" + (driver.identity_of(spec) if driver is not None else "").encode())
     return digest.hexdigest()
 

@@ -121,7 +121,7 @@ def _check(task: Task, measured: Measured) -> None:
 
 def _compare_hash(what: str, reference: str, candidate: str) -> list[str]:
     if not reference or not candidate:
-        return [f"the catalog does not state the {what}'s hash of both"]
+        return [f"the {what} is not known of both: neither a file in the hub's store nor the catalog says it"]
     return [] if reference == candidate else [f"the {what}s differ"]
 
 

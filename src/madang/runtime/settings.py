@@ -89,7 +89,8 @@ def _convert_text(text: str, kind: Any) -> Any:
 
 
 def _decode_path(kind: type, value: Any) -> Any:
-    if kind is Path and isinstance(value, str):
+    # A path from the environment was decoded before it came among the other values.
+    if kind is Path and isinstance(value, str | Path):
         return Path(value)
     raise NotImplementedError(f"settings have no decoder for {kind}")
 

@@ -1,5 +1,6 @@
 """Routes of the artifact store, and what of which model is where."""
 
+import asyncio
 import re
 from collections import Counter
 from typing import Any
@@ -15,6 +16,7 @@ from madang.hub.desired_store import read_sites
 from madang.hub.equivalences import Comparison, Equivalence, Running, judge, list_verdicts
 from madang.hub.facts_admin import put_model, read_model, read_service
 from madang.hub.parts import HubParts
+from madang.hub.text_facts import enter_texts, read_texts
 from madang.model import CatalogEntry, Service
 from madang.model.build import Build
 from madang.policy.coverage import ChipGroup, CoverageRow, cover
@@ -63,8 +65,11 @@ def make_router(parts: HubParts) -> APIRouter:
             for row in parts.observed.list_rows("replicas")
             if row.get("phase") == "ready"
         ]
+        entry = await parts.store.read(lambda c: read_model(c, name))
+        texts = await asyncio.to_thread(read_texts, entry, parts.artifacts.find)
 
         def act(change: Change) -> Equivalence:
+            put_model(change, enter_texts(read_model(change.connection, name), texts))
             verdict = judge(change, name, body, running)
             # Writes the pairs that hold into the catalog entry, and with it to every site.
             put_model(change, read_model(change.connection, name))
