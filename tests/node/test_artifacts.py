@@ -9,9 +9,19 @@ import pytest
 from tests.node.artifact_sources import FileServer, file_of, make_wheel
 
 from madang.core import Unavailable
-from madang.model import HttpSource, IndexWheelsSource, PackageSource, RecipeSource, SystemFileSource, WheelPart
+from madang.model import (
+    HttpSource,
+    IndexWheelsSource,
+    PackageSource,
+    RecipeSource,
+    SystemFileSource,
+    TransferState,
+    WheelPart,
+)
 from madang.node.artifacts import ArtifactFetcher
 from madang.node.cache import ArtifactCache
+from madang.runtime.artifacts.book import TransferBook
+from madang.runtime.clock import SystemClock
 
 DATA = os.urandom(3_000_000)
 
@@ -34,6 +44,29 @@ def test_a_cached_file_asks_nobody(cache, tmp_path):
     (tmp_path / "weights.bin").write_bytes(DATA)
     fetch(cache, file_of(DATA), folders=[tmp_path])
     assert fetch(cache, file_of(DATA)).read_bytes() == DATA
+
+
+def test_what_comes_whole_is_told_and_counted_too(cache, server):
+    book, file, absent = TransferBook(SystemClock()), file_of(DATA), file_of(b"nobody has it")
+    shown = []
+    with server.running() as url:
+        fetch(cache, file, lambda _: shown.append(book.rows()), stores=[url], book=book)
+        with pytest.raises(Unavailable):
+            fetch(cache, absent, stores=["http://127.0.0.1:9"], book=book)
+    assert {rows[0].state for rows in shown} == {TransferState.FETCHING}
+    assert shown[-1][0].source == f"store {url}"
+    counts = book.counts()
+    assert counts.ended == {"done": 1, "failed": 1, "cancelled": 0}
+    assert counts.sources[f"store {url}"].fetched_bytes == len(DATA)
+    assert counts.sources["store http://127.0.0.1:9"].breaks == 1
+    (row,) = book.rows()
+    assert (row.state, row.sha256) == (TransferState.FAILED, absent.sha256)
+    assert "could not be fetched" in row.reason
+    # Somebody brought it meanwhile: there is nothing to tell any more.
+    cache.part_of(absent).write_bytes(b"nobody has it")
+    cache.admit(cache.part_of(absent), absent, "test")
+    fetch(cache, absent, book=book)
+    assert book.rows() == ()
 
 
 def test_store_then_folder_then_sources(cache, server, tmp_path):
