@@ -55,7 +55,7 @@ class NodeLab:
         """Start the node program and wait until it answers."""
         config = self.folder / "node.toml"
         values = msgspec.to_builtins(self.settings, enc_hook=str)
-        lines = [f"{key} = {toml_value(value)}" for key, value in values.items()]
+        lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if value is not None]
         config.write_text("\n".join(lines), encoding="utf-8")
         with (self.folder / "node.log").open("ab") as log:
             self.process = subprocess.Popen(

@@ -94,6 +94,7 @@ class SiteArtifacts:
         self._ways: tuple[tuple[SiteId, str], ...] = ()
         self._sessions: dict[SiteId, tuple[PeerSession, ...]] = {}
         self._wanted: tuple[ArtifactFile, ...] = ()
+        self._wishes_changed = asyncio.Event()
         self._fetched: ArtifactFile | None = None
         self._cancel = threading.Event()
         self._pinned: frozenset[str] | None = None
@@ -162,7 +163,10 @@ class SiteArtifacts:
             for file in self._wanted:
                 if self._retry_ns.get(file.sha256, 0) <= self._clock.monotonic_ns():
                     await self._fetch(file)
-            await asyncio.sleep(TICK_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._wishes_changed.wait()
+            self._wishes_changed.clear()
 
     async def follow(self) -> None:
         """Take over sessions with other sites and what is wanted now; end a fetch that is not wanted any more."""
@@ -181,7 +185,9 @@ class SiteArtifacts:
         except Unavailable as error:
             self._log.warning("pins_not_written", reason=error.message)
             return
-        self._wanted = wanted
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._wishes_changed.set()
         self.transfers.keep_only({file.sha256 for file in wanted})
         if self._fetched is not None and self._fetched not in wanted:
             self._cancel.set()
