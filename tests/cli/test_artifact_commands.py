@@ -20,6 +20,25 @@ ROW = {
     "state": "no_artifact",
     "artifact_id": "",
     "text": "no artifact for furiosa 2026.3",
+    "next_step": "madang model build qwen --chip furiosa",
+}
+TRANSFER = {
+    "site": "daegu",
+    "where": "node n1",
+    "model": "qwen",
+    "artifact_id": "q4",
+    "name": "q4.gguf",
+    "sha256": "aa" * 32,
+    "size_bytes": 400 * 2**20,
+    "done_bytes": 100 * 2**20,
+    "kept_bytes": 50 * 2**20,
+    "rate_bytes_s": 10.0 * 2**20,
+    "state": "fetching",
+    "source": "site gumi",
+    "wrong_chunks": 2,
+    "reason": "",
+    "began_at_s": 1.0,
+    "observed_age_s": 0.5,
 }
 BUILD = {
     "build_id": "ab" * 16,
@@ -41,7 +60,68 @@ def test_show_says_what_is_missing_where(ask, hub, noun):
     shown = ask(noun, "show", "qwen")
     assert shown.exit_code == 0
     assert "no artifact for furiosa" in " ".join(shown.stdout.split())
-    assert json.loads(ask(noun, "show", "qwen", "--json").stdout) == {**fact, "coverage": [ROW]}
+    found = json.loads(ask(noun, "show", "qwen", "--json").stdout)
+    # A hub of an older release tells neither transfers nor replicas without a place.
+    assert found == {**fact, "coverage": [ROW], "transfers": [], **({"unplaced": []} if noun == "service" else {})}
+
+
+@pytest.mark.parametrize("words", [("model", "show", "qwen"), ("service", "show", "chat"), ("model", "transfers")])
+def test_a_transfer_is_shown_with_how_far_it_is_how_fast_and_from_whom(ask, hub, words):
+    fact = {"name": "qwen", "title": "Qwen", "task": "chat", "licence": "Apache-2.0"}
+    hub.answers = {
+        ("GET", "/api/v1/models/qwen"): (200, fact),
+        ("GET", "/api/v1/models/qwen/coverage"): (200, []),
+        ("GET", "/api/v1/services/chat"): (200, {"name": "chat", "model": "qwen"}),
+        ("GET", "/api/v1/services/chat/coverage"): (200, []),
+        ("GET", "/api/v1/transfers"): (200, [TRANSFER]),
+    }
+    shown = " ".join(ask(*words).stdout.split())
+    for part in ("100 MiB of 400 MiB (25%)", "10 MiB/s", "30s", "50 MiB", "site gumi", "node n1"):
+        assert part in shown
+    assert json.loads(ask(*words, "--json").stdout)["transfers"] == [TRANSFER]
+
+
+def test_no_transfers_are_said_to_be_none(ask, hub):
+    hub.answers = {("GET", "/api/v1/transfers"): (200, [])}
+    assert ask("model", "transfers", "--model", "qwen").stdout == "transfers: none\n"
+    assert hub.calls[-1][2] == "model=qwen"
+
+
+def test_a_replica_without_a_place_is_shown_with_the_reason(ask, hub):
+    hub.answers = {
+        ("GET", "/api/v1/services/chat"): (200, {"name": "chat", "model": "qwen"}),
+        ("GET", "/api/v1/services/chat/coverage"): (200, []),
+        ("GET", "/api/v1/unplaced"): (
+            200,
+            [{"site": "daegu", "replica_id": "chat-1", "reason": "node n1 is cordoned"}],
+        ),
+    }
+    assert "daegu chat-1 node n1 is cordoned" in " ".join(ask("service", "show", "chat").stdout.split())
+
+
+READY = {**ROW, "site": "gumi", "state": "ready", "text": "", "next_step": "", "chip_kind": "cpu", "sdk_version": ""}
+
+
+def test_a_service_that_cannot_run_somewhere_yet_says_so_when_it_is_made(ask, hub, tmp_path):
+    hub.answers = {
+        ("PUT", "/api/v1/services/chat"): (201, {"name": "chat"}),
+        # At gumi its processors will do; at daegu there is nothing for its chips.
+        ("GET", "/api/v1/services/chat/coverage"): (200, [{**ROW, "site": "gumi"}, ROW, READY]),
+    }
+    told = [
+        "  chat cannot run at daegu yet (4 furiosa 2026.3): no artifact for furiosa 2026.3",
+        "    try: madang model build qwen --chip furiosa",
+    ]
+    assert ask("service", "create", "chat", "--model", "qwen").stdout.splitlines()[1:] == told
+    hub.answers |= {
+        ("GET", "/api/v1/models"): (200, [{"name": "qwen", "title": "x", "task": "chat", "licence": "x"}]),
+        ("GET", "/api/v1/services"): (200, []),
+    }
+    file = tmp_path / "services.toml"
+    file.write_text('[[service]]\nname = "chat"\nmodel = "qwen"\n', encoding="utf-8")
+    assert ask("service", "apply", "-f", str(file)).stdout.splitlines()[-2:] == told
+    hub.answers["GET", "/api/v1/services/chat/coverage"] = 200, [READY]
+    assert "cannot run" not in ask("service", "apply", "-f", str(file)).stdout
 
 
 def test_a_build_is_asked_for_with_the_revision_of_the_catalog(ask, hub):

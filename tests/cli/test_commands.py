@@ -320,7 +320,7 @@ def test_a_model_is_shown_with_its_unit_its_warning_and_where_its_files_come_fro
     shown = ask("model", "show", "m").stdout
     for text in ("counted in: image", "never clinical", "a" * 64, "https://example.org/m.onnx", "cells: p 1"):
         assert text in shown
-    assert json.loads(ask("model", "show", "m", "--json").stdout) == {**model, "coverage": []}
+    assert json.loads(ask("model", "show", "m", "--json").stdout) == {**model, "coverage": [], "transfers": []}
 
 
 def test_models_are_added_from_the_shape_of_the_built_in_catalog(hub, ask, tmp_path):

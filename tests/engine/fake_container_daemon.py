@@ -30,6 +30,16 @@ KNOWN = {
     "Labels",
     "HostConfig",
 }
+OF_OTHER_CLIENTS = {
+    "AttachStdin",
+    "AttachStdout",
+    "AttachStderr",
+    "NetworkDisabled",
+    "OpenStdin",
+    "StdinOnce",
+    "Tty",
+}
+"""What other clients always send, and what is the same as not to say it."""
 HOST_KNOWN = {
     "NetworkMode",
     "Init",
@@ -86,7 +96,10 @@ class FakeContainer:
 
 
 class FakeDaemon:
-    """One daemon; `images` are there, `faults` answer a path with a status once."""
+    """One daemon; `images` are there, `faults` answer a path with a status once.
+
+    `exchanges` has (method, path, query, body, status, answer) of all that was asked, for whoever knows the API's text.
+    """
 
     def __init__(self, socket, folder, images=(), *, is_podman=False):
         self.socket = socket
@@ -95,6 +108,7 @@ class FakeDaemon:
         self.is_podman = is_podman
         self.containers = {}
         self.asked = []
+        self.exchanges = []
         self.faults = {}
         self._number = 0
         self._server = None
@@ -147,9 +161,12 @@ class FakeDaemon:
             assert path != target.path, "no API version in the path"
             self.asked.append(f"{head.method.decode()} {path}")
             if path.endswith("/logs"):
+                self.exchanges.append((head.method.decode(), path, query, None, 200, None))
                 await self._follow(connection, writer, path.split("/")[2])
                 return
             status, value = await self._answer(head.method.decode(), path, query, body)
+            sent = json.loads(body) if body else None
+            self.exchanges.append((head.method.decode(), path, query, sent, status, value))
             content = b"" if value is None else json.dumps(value).encode()
             headers = [("content-length", str(len(content))), ("content-type", "application/json")]
             writer.write(connection.send(h11.Response(status_code=status, headers=headers)))
@@ -178,7 +195,7 @@ class FakeDaemon:
         return 404, {"message": "page not found"}
 
     def _create(self, name, body):
-        unknown = (set(body) - KNOWN) | (set(body["HostConfig"]) - HOST_KNOWN)
+        unknown = (set(body) - KNOWN - OF_OTHER_CLIENTS) | (set(body["HostConfig"]) - HOST_KNOWN)
         if unknown:
             return 400, {"message": f"unknown fields {unknown}"}
         if body["Image"] not in self.images:
@@ -203,6 +220,12 @@ class FakeDaemon:
 
     async def _act(self, method, found, rest, query):
         match method, rest:
+            case "GET", ["json"]:
+                return 200, {
+                    "Id": found.id,
+                    "Name": f"/{found.name}",
+                    "Config": {"Image": found.body["Image"], "Tty": False},
+                }
             case "POST", ["start"]:
                 return self._start(found)
             case "POST", ["wait"]:

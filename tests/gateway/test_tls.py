@@ -20,7 +20,8 @@ from tests.gateway.raw import RawClient, chat_body, post
 
 from madang.core import Rejected
 from madang.gateway.target import parse_target
-from madang.gateway.tls import load_pair, peer_context
+from madang.gateway.tls import peer_context
+from madang.runtime.tls_pair import load_pair
 
 KEY = CITY.key
 HANDSHAKE_S = 0.4

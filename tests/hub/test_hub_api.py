@@ -6,15 +6,18 @@ import hashlib
 import io
 
 import httpx
+import msgspec
 import pytest
 from tests.hub.hub_harness import TOKEN
 
+from madang.core import SiteId
 from madang.hub.app import make_app
 from madang.hub.bootstrap import prepare_hub
 from madang.hub.parts import make_parts
 from madang.hub.settings import HubSettings
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.telemetry import EventLog
+from madang.wire.bus import SiteStatus
 
 CLINIC = {"tenant_id": "clinic", "title": "병원", "residency": {"scope": "site", "places": ["daegu"]}}
 SITE = {"name": "daegu", "region": "yeongnam", "identity_ed25519": "a" * 64}
@@ -46,6 +49,7 @@ def hub_without_nats(folder, database):
 
         return asyncio.run(ask())
 
+    call.parts = parts
     yield call
     parts.store.close()
 
@@ -227,6 +231,14 @@ def test_artifacts_are_served_by_hash_in_ranges_and_nothing_else_is(api, tmp_pat
     head = api("HEAD", f"/artifacts/{digest}", token=None)
     assert (head.headers["content-length"], head.content) == (str(len(content)), b"")
     refused(api("GET", "/artifacts/" + "0" * 64, token=None), 404, "not_found")
+    api.parts.artifacts.room.measure()
+    sent = len(content) + 100 + len(content[10000:])
+    metrics = api("GET", "/metrics", token=None).text.splitlines()
+    for answer, count in (("whole", 1), ("range", 2), ("head", 1), ("not_found", 1), ("invalid_request", 1)):
+        line = f'madang_hub_artifact_requests_total{{answer="{answer}",asker="anybody"}} {count:.1f}'
+        assert line in metrics
+    assert f'madang_hub_artifact_served_bytes_total{{asker="anybody"}} {sent:.1f}' in metrics
+    assert "madang_hub_artifact_cache_files 1.0" in metrics
     for bad in ("..%2f..%2fhub.db", digest[:63], digest.upper()):
         assert api("GET", f"/artifacts/{bad}", token=None).status_code in (400, 404)
 
@@ -245,3 +257,22 @@ def test_metrics_name_this_program_only(unchanged):
     text = unchanged("GET", "/metrics", token=None).text
     assert "madang_hub_bus_connected 0.0" in text
     assert all(line.startswith(("#", "madang_hub_")) for line in text.splitlines())
+
+
+def test_what_sites_say_of_transfers_and_of_replicas_without_a_place_is_listed(api):
+    transfer = {"where": "site cache", "model": "qwen", "name": "q4.gguf", "done_bytes": 5, "size_bytes": 10}
+    unplaced = {"replica_id": "chat-1", "service": "chat", "reason": "node n1 is cordoned"}
+    status = SiteStatus(
+        site=SiteId("daegu"),
+        boot_id="b",
+        seq=1,
+        sent_at_s=0.0,
+        transfers=(msgspec.Raw(msgspec.json.encode(transfer)),),
+        unplaced=(msgspec.Raw(msgspec.json.encode(unplaced)),),
+    )
+    api.parts.observed.note_status(status, 0.0)
+    for path, fact, query in (("transfers", transfer, "model=qwen"), ("unplaced", unplaced, "service=chat")):
+        for rows in (api("GET", f"/api/v1/{path}").json(), api("GET", f"/api/v1/{path}?{query}").json()):
+            (row,) = rows
+            assert row.items() >= {**fact, "site": "daegu"}.items()
+        assert api("GET", f"/api/v1/{path}?{query}x").json() == []

@@ -8,6 +8,7 @@ import pytest
 from tests.hub.test_hub_api import api, hub_without_nats, refused  # noqa: F401 (fixture)
 
 from madang.model import ArtifactFile
+from madang.runtime.artifacts.room import ArtifactRoom
 from madang.runtime.signing import is_signed_by
 from madang.wire.artifacts import CHUNK_BYTES_MIN, FileChunks, open_manifest
 
@@ -148,3 +149,21 @@ def test_a_manifest_is_made_once_for_a_file_in_the_store_and_a_spoilt_file_is_re
     spoilt.write_bytes(DATA)
     refused(api("GET", f"/artifacts/{'ee' * 32}/manifest", token=None), 500, "fault")
     assert not spoilt.exists()
+
+
+def test_what_was_compiled_leaves_the_store_for_nothing(api, worker):  # noqa: F811 (the fixture)
+    build = worker("POST", "/take").json()
+    declare(worker, build)
+    for index in range(FILE.chunks):
+        upload(worker, build, index)
+    assert worker("POST", f"/{build['build_id']}/finish?attempt=1", RESULT).status_code == 200
+    store = api.parts.artifacts
+    store.room = ArtifactRoom(store.cache, quota_bytes=FILE.size_bytes + CHUNK)
+    other = {**REQUEST, "key": {**KEY, "parallelism": "tp8"}, "artifact_id": "tp8"}
+    assert api("POST", "/api/v1/builds", other).status_code == 201
+    second = worker("POST", "/take").json()
+    bigger = {**msgspec.to_builtins(chunked(DATA[::-1])[0]), "name": "tp8.fxb"}
+    answer = worker("POST", f"/{second['build_id']}/files?attempt=1", bigger)
+    assert "do not fit into" in answer.text
+    refused(answer, 503, "unavailable")
+    assert api("GET", f"/artifacts/{FILE.sha256}", token=None).content == DATA

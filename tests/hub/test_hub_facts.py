@@ -292,6 +292,7 @@ def test_keys_of_nobody_expired_keys_and_taken_ids_are_refused(change):
         ({"peer_url": "http://daegu/path"}, "peer_url"),
         ({"peer_url": "http://a..b:80"}, "peer_url"),
         ({"peer_url": f"http://{'a' * 64}.kr"}, "peer_url"),
+        ({"artifact_url": "https://daegu.example:7718/artifacts"}, "artifact_url"),
         ({"tenant_url": "https://key@daegu.example"}, "tenant_url"),
         ({"tenant_url": "https://daegu.example:99999"}, "tenant_url"),
     ],

@@ -85,7 +85,7 @@ class NodeLab:
         """Start the node program and wait until it answers."""
         config = self.folder / "node.toml"
         values = msgspec.to_builtins(self.settings, enc_hook=str)
-        lines = [f"{key} = {toml_value(value)}" for key, value in values.items()]
+        lines = [f"{key} = {toml_value(value)}" for key, value in values.items() if value is not None]
         config.write_text("\n".join(lines), encoding="utf-8")
         log = str(self.folder / "node.log")
         self.process = _nursery().Process(target=_become, args=(self.program, str(config), log), daemon=True)

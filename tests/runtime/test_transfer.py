@@ -218,6 +218,7 @@ def test_a_journal_without_its_bytes_counts_for_nothing(tmp_path):
     assert read_finished(tmp_path, FILE) == set()
 
 
+KILLS = 2
 KILLED = """
 import sys, threading
 from pathlib import Path
@@ -241,9 +242,9 @@ def test_killed_at_any_instant_it_goes_on_with_what_was_finished(tmp_path):
     root = Path(__file__).resolve().parents[2]
     kills = 0
     with origin.running() as url:
-        for attempt in range(4):
+        for attempt in range(KILLS + 1):
             origin.gate_after = origin.sent_bytes + 10 * CHUNK
-            if attempt == 3:
+            if attempt == KILLS:
                 origin.gate.set()
             run = subprocess.Popen(
                 [sys.executable, "-c", KILLED, url, str(tmp_path)], stdin=-1, stdout=-1, cwd=root, text=False
@@ -251,7 +252,7 @@ def test_killed_at_any_instant_it_goes_on_with_what_was_finished(tmp_path):
             run.stdin.write(msgspec.json.encode(FILE))
             run.stdin.close()
             assert run.stdout.readline() == b"begins\n"
-            if attempt < 3:
+            if attempt < KILLS:
                 had = len(read_finished(tmp_path, FILE))
                 end = time.monotonic() + 20
                 while len(read_finished(tmp_path, FILE)) <= had and run.poll() is None and time.monotonic() < end:
@@ -265,5 +266,5 @@ def test_killed_at_any_instant_it_goes_on_with_what_was_finished(tmp_path):
             run.stdout.close()
             break
     assert path.read_bytes() == DATA
-    assert kills == 3
+    assert kills == KILLS
     assert origin.again == set()

@@ -7,18 +7,18 @@ import secrets
 
 import httpx
 import pytest
+from tests.gateway.certificates import Root
 from tests.hub.hub_harness import free_port, until
 from tests.node.artifact_sources import file_of
 from tests.runtime.artifact_lab import CHUNK, cut
 from tests.runtime.test_artifact_serving import PRIVATE, PUBLIC, fill
 
-from madang.core import ChipId, NodeId, ServiceName, SiteId
-from madang.model import Artifact, Assignment, CatalogEntry, Chip, Service, Task
+from madang.core import ChipId, NodeId, Rejected, ServiceName, SiteId
+from madang.model import Artifact, Assignment, CatalogEntry, Chip, Service, Site, Task
 from madang.node.artifacts import ArtifactFetcher
 from madang.node.fetching import make_fetcher
 from madang.node.settings import NodeSettings
 from madang.runtime.artifacts.manifests import write_manifest
-from madang.runtime.artifacts.room import ArtifactRoom
 from madang.runtime.artifacts.serving import ArtifactServer
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.files import write_secret
@@ -51,10 +51,11 @@ SERVICE = Service(name=ServiceName("chat"), model="qwen")
 
 
 class FakeView:
-    """What a site has applied, as far as artifacts go."""
+    """What a site has applied, as far as artifacts go; sites announce what `urls` says."""
 
-    def __init__(self):
+    def __init__(self, urls):
         self.generation = 1
+        self.sites = {name: Site(name=SiteId(name), region="r", artifact_url=url) for name, url in urls.items()}
         self.assignments = {"chat": Assignment(service=ServiceName("chat"), replicas=1)}
         self.services = {"chat": SERVICE}
         self.models = {"qwen": ENTRY}
@@ -90,7 +91,7 @@ def settings(tmp_path, name, **changes):
     )
 
 
-def make_site(chosen, peers, log):
+def make_site(chosen, peers, log, urls=None):
     clock = SystemClock()
     book = NodeBook(("n1",), clock)
     observed = NodeObserved(
@@ -98,7 +99,13 @@ def make_site(chosen, peers, log):
     )
     book.hear(NodeId("n1"), observed)
     return SiteArtifacts(
-        settings=chosen, view=FakeView(), book=book, peers=peers, clock=clock, entropy=SystemEntropy(), log=log
+        settings=chosen,
+        view=FakeView(urls or {}),
+        book=book,
+        peers=peers,
+        clock=clock,
+        entropy=SystemEntropy(),
+        log=log,
     )
 
 
@@ -130,7 +137,7 @@ def hub(tmp_path):
 
 
 def test_a_site_wants_what_its_chips_can_run_of_what_is_assigned_to_it():
-    view = FakeView()
+    view = FakeView({})
 
     def wanted(assignments=view.assignments, services=view.services, models=view.models, chips=(CHIP,)):
         return choose_wanted(assignments.values(), services, models, chips)
@@ -146,23 +153,81 @@ def url_of(chosen):
     return f"http://127.0.0.1:{chosen.artifact_port}"
 
 
+def has_it(chosen):
+    return (chosen.artifact_dir / FILE.sha256[:2] / f"{FILE.sha256}.ok").exists
+
+
 def test_over_the_wan_once_then_from_site_to_site_to_node(tmp_path, hub, log):
-    daegu = settings(tmp_path, "daegu", artifact_stores=(hub,))
-    gumi = settings(tmp_path, "gumi", artifact_peers={"daegu": url_of(daegu)})
-    path = f"/artifacts/{FILE.sha256}"
+    daegu, gumi = settings(tmp_path, "daegu", artifact_stores=(hub,)), settings(tmp_path, "gumi")
+    giver = make_site(daegu, FakePeers("gumi"), log)
+    # Its settings name no way to anybody: where daegu is asked, daegu said itself.
+    taker = make_site(gumi, FakePeers("daegu"), log, {"daegu": url_of(daegu)})
 
     async def go():
-        async with running(make_site(daegu, FakePeers("gumi"), log)):
-            await until((daegu.artifact_dir / FILE.sha256[:2] / f"{FILE.sha256}.ok").exists, "daegu has it")
-            # gumi has no way to the hub at all.
-            async with running(make_site(gumi, FakePeers("daegu"), log)):
-                await until((gumi.artifact_dir / FILE.sha256[:2] / f"{FILE.sha256}.ok").exists, "gumi has it")
-                await asyncio.to_thread(ask_as_strangers, url_of(gumi) + path)
+        async with running(giver):
+            await until(has_it(daegu), "daegu has it")
+            async with running(taker):
+                await until(has_it(gumi), "gumi has it")
+                await asyncio.to_thread(ask_as_strangers, f"{url_of(gumi)}/artifacts/{FILE.sha256}")
                 return await asyncio.to_thread(fetch_as_node, tmp_path, gumi, log)
 
     assert asyncio.run(go()).read_bytes() == DATA
-    pins = ArtifactRoom(make_site(gumi, FakePeers(), log)._cache).read_pins()
-    assert pins["site-gumi"].sha256s == (FILE.sha256,)
+    assert taker.room.read_pins()["site-gumi"].sha256s == (FILE.sha256,)
+    sources = taker.transfers.counts().sources
+    assert {name: counts.fetched_bytes for name, counts in sources.items()} == {"site daegu": len(DATA)}
+    requests, sent = giver.served.read()
+    assert sent == {"site": len(DATA)}
+    assert requests["site", "manifest"] == 1
+    requests, sent = taker.served.read()
+    assert sent == {"node": len(DATA)}
+    assert requests["anybody", "invalid_token"] == 4
+
+
+def test_where_a_site_has_tls_what_it_gives_to_another_is_hidden(tmp_path, hub, log):
+    root = Root(tmp_path / "root")
+    certificate, key = root.issue(tmp_path / "pair")
+    daegu = settings(
+        tmp_path,
+        "daegu",
+        artifact_stores=(hub,),
+        artifact_tls_port=free_port(),
+        artifact_tls_certificate_file=certificate,
+        artifact_tls_key_file=key,
+    )
+    announced = {"daegu": f"https://localhost:{daegu.artifact_tls_port}"}
+    gumi = settings(tmp_path, "gumi", artifact_ca_file=root.file)
+    # pohang believes the system's roots, and none of those vouched for daegu.
+    pohang = settings(tmp_path, "pohang")
+    giver = make_site(daegu, FakePeers("gumi", "pohang"), log)
+
+    async def go():
+        async with running(giver):
+            await until(has_it(daegu), "daegu has it")
+            taker = make_site(gumi, FakePeers("daegu"), log, announced)
+            doubter = make_site(pohang, FakePeers("daegu"), log, announced)
+            async with running(taker, doubter):
+                await until(has_it(gumi), "gumi has it")
+                await until(lambda: any(row["reason"] for row in doubter.list_transfers()), "pohang gave up")
+                await asyncio.to_thread(ask_in_plain, daegu.artifact_tls_port)
+                return taker.transfers.counts().sources, doubter.list_transfers()
+
+    sources, (row,) = asyncio.run(go())
+    assert sources["site daegu"].fetched_bytes == len(DATA)
+    assert (row["where"], row["model"], row["artifact_id"], row["state"]) == ("site cache", "qwen", "cpu", "failed")
+    assert giver.served.read()[1] == {"site": len(DATA)}
+    assert giver.served.read()[0]["anybody", "no_tls"] >= 2
+
+
+def ask_in_plain(port):
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://127.0.0.1:{port}/artifacts/{FILE.sha256}", trust_env=False)
+
+
+def test_a_tls_port_without_a_certificate_is_no_settings(tmp_path, log):
+    with pytest.raises(Rejected, match="its certificate is not"):
+        make_site(settings(tmp_path, "daegu", artifact_tls_port=free_port()), FakePeers(), log)
+    with pytest.raises(Rejected, match="artifact_ca_file"):
+        make_site(settings(tmp_path, "daegu", artifact_ca_file=tmp_path / "none.pem"), FakePeers(), log)
 
 
 def ask_as_strangers(url):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from madang.cli.access import Access, rows_of
+from madang.cli.coverage import tell_gaps
 from madang.cli.terminal import print_json, render, say
 from madang.core import Rejected
 from madang.model import CatalogEntry, Service
@@ -83,6 +84,10 @@ def apply_file(access: Access, file: Path, *, is_dry: bool) -> None:
         changes = plan_changes(models, services, *_known(hub), str(file))
         if not is_dry:
             _send(hub, changes)
+        _print(access, hub, changes, is_dry=is_dry)
+
+
+def _print(access: Access, hub: "AdminClient", changes: list[Change], *, is_dry: bool) -> None:
     if access.is_json:
         print_json({"is_applied": not is_dry, "changes": [_plain(one) for one in changes]})
         return
@@ -93,6 +98,9 @@ def apply_file(access: Access, file: Path, *, is_dry: bool) -> None:
         say(f"nothing was changed: --dry-run; {count} to apply")
     else:
         say(f"applied: {count}" if count else "nothing to apply")
+        for change in changes:
+            if change.kind == "service":
+                tell_gaps(hub, str(change.fact.name))
 
 
 def read_file(path: Path) -> tuple[tuple[CatalogEntry, ...], tuple[Service, ...]]:

@@ -1,25 +1,15 @@
-"""`madang model build`, `builds`, `worker`, `keys`, `cache`, `inspect`, `compare`: artifacts and what may stand in.
+"""`madang model build`, `builds`, `work`, `keys`, `cache`, `inspect`, `transfers`, `compare`: artifacts, stand-ins.
 
 Owns nothing; calls the hub's API, and for a comparison the tenants' API of a site.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from madang.cli.access import Access, command, rows_of
+from madang.cli.access import Access, SiteOption, command, rows_of
 from madang.cli.terminal import field, print_json, print_table, render_bytes, say
-
-_COVERAGE = (
-    ("SITE", field("site")),
-    ("CHIP", field("chip_kind")),
-    ("SDK", lambda row: row["sdk_version"] or "-"),
-    ("CHIPS", field("chips")),
-    ("STATE", field("state")),
-    ("ARTIFACT", lambda row: row["artifact_id"] or "-"),
-    ("MISSING", lambda row: row["text"] or "-"),
-)
 
 _WORK_PERIOD_S = 10.0
 
@@ -34,12 +24,19 @@ def add_commands(models: typer.Typer) -> None:
     command(models, "keys")(_keys)
     command(models, "cache")(_cache)
     command(models, "inspect")(_inspect)
+    command(models, "transfers")(_transfers)
     command(models, "compare")(_compare)
 
 
-def print_coverage(rows: list[dict[str, Any]]) -> None:
-    """Print which chips have an artifact, and what is missing where."""
-    print_table("chips", _COVERAGE, rows)
+def _transfers(
+    access: Access,
+    site: SiteOption = None,
+    model: Annotated[str | None, typer.Option("--model", help="Only files of this model.")] = None,
+) -> None:
+    """Show which files are on their way into which cache, how far they are, and what went wrong."""
+    from madang.cli.coverage import list_transfers
+
+    list_transfers(access, site, model)
 
 
 def _build(

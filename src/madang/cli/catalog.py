@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from madang.cli.access import Access, SiteOption, command, rows_of
-from madang.cli.artifacts import add_commands, print_coverage
+from madang.cli.artifacts import add_commands
+from madang.cli.coverage import print_coverage, print_transfers, print_unplaced, read_optional, tell_gaps
 from madang.cli.terminal import field, print_json, print_table, render_bytes, say
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The catalog entry's name.")]
@@ -73,8 +74,9 @@ def _show_model(access: Access, name: ModelName) -> None:
     path = f"/api/v1/models/{name}"
     with access.hub() as hub:
         found, coverage = hub.get(path), hub.get(f"{path}/coverage")
+        transfers = read_optional(hub, "/api/v1/transfers", {"model": name})
     if access.is_json:
-        print_json({**found, "coverage": coverage})
+        print_json({**found, "coverage": coverage, "transfers": transfers})
         return
     facts = {
         "model": f"{found['name']}: {found['title']}",
@@ -101,6 +103,7 @@ def _show_model(access: Access, name: ModelName) -> None:
         files,
     )
     print_coverage(coverage)
+    print_transfers(transfers)
 
 
 def _source_words(source: Any) -> str:
@@ -175,18 +178,19 @@ def _list_services(access: Access, site: SiteOption = None) -> None:
 
 
 def _show_service(access: Access, name: ServiceName) -> None:
-    """Show one service, and what is missing for it where."""
-    _show(access, f"/api/v1/services/{name}")
-
-
-def _show(access: Access, path: str) -> None:
+    """Show one service, what is missing for it where, and what to do about it."""
+    path = f"/api/v1/services/{name}"
     with access.hub() as hub:
         fact, coverage = hub.get(path), hub.get(f"{path}/coverage")
+        unplaced = read_optional(hub, "/api/v1/unplaced", {"service": name})
+        transfers = read_optional(hub, "/api/v1/transfers", {"model": fact.get("model")})
     if access.is_json:
-        print_json({**fact, "coverage": coverage})
+        print_json({**fact, "coverage": coverage, "unplaced": unplaced, "transfers": transfers})
         return
     print_json(fact)
     print_coverage(coverage)
+    print_unplaced(unplaced)
+    print_transfers(transfers)
 
 
 def _create_service(
@@ -219,10 +223,11 @@ def _create_service(
             made = hub.call("PUT", f"/api/v1/services/{name}", body)
         else:
             raise Rejected(f"service {name} exists", next_step="change it with: madang service apply -f FILE")
-    if access.is_json:
-        print_json(made)
-    else:
-        say(f"service {name} created; its engines start at the sites: madang service list, madang status")
+        if access.is_json:
+            print_json(made)
+        else:
+            say(f"service {name} created; its engines start at the sites: madang service list, madang status")
+            tell_gaps(hub, name)
 
 
 def _apply_services(

@@ -22,6 +22,8 @@ FOLDER_LABEL = "org.madang.folder"
 LAUNCH_LABEL = "org.madang.launch"
 _SHM_BYTES = 1 << 30
 _PIDS_MAX = 4096
+_FILES_MAX = 4096
+"""As in a virtual environment; left to itself, Podman asks for a million, which not every kernel's owner may give."""
 _OOM_SCORE = 500
 _LOG_BYTES_MAX = "4m"
 
@@ -125,7 +127,7 @@ def _body(
             # Without a first process that is none of the engine's, signals from inside would not end it.
             "Init": True,
             "AutoRemove": False,
-            "RestartPolicy": {"Name": "no"},
+            "RestartPolicy": {"Name": ""},
             "Mounts": mounts,
             "Tmpfs": {"/tmp": "rw,nosuid,nodev"},  # noqa: S108
             "ShmSize": _SHM_BYTES,
@@ -141,7 +143,10 @@ def _body(
             "CapDrop": ["ALL"],
             "CapAdd": ["IPC_LOCK"],
             "SecurityOpt": ["no-new-privileges"],
-            "Ulimits": [{"Name": "memlock", "Soft": -1, "Hard": -1}],
+            "Ulimits": [
+                {"Name": "memlock", "Soft": -1, "Hard": -1},
+                {"Name": "nofile", "Soft": _FILES_MAX, "Hard": _FILES_MAX},
+            ],
             "LogConfig": {"Type": "json-file", "Config": {"max-size": _LOG_BYTES_MAX, "max-file": "2"}},
         },
     }

@@ -23,6 +23,7 @@ def enrol_site(settings: SiteSettings, hub: AdminClient) -> None:
             "nation": settings.nation,
             "tenant_url": settings.tenant_url,
             "peer_url": settings.peer_url,
+            "artifact_url": settings.artifact_url,
             "identity_ed25519": prepare_site(settings).identity_ed25519,
             "is_entry_only": settings.is_entry_only,
         },

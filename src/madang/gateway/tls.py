@@ -1,147 +1,25 @@
 """The certificate and key that a gateway shows, and a newer pair when the files change.
 
-Owns reading, checking and replacing them. Refuses to open sockets. A pair is taken whole or not at all: at the start a
-wrong one is an error, later the one before is kept and the log says why. Connections that are open keep what they
-began with. Imported only where TLS is asked for, since reading certificates costs some megabytes of memory.
+Owns when the files are looked at, and what is said of them. Refuses to open sockets and to judge a pair
+(`madang.runtime.tls_pair` does). Connections that are open keep what they began with. Imported only where TLS is asked
+for, since reading certificates costs some megabytes of memory.
 """
 
 import asyncio
-import os
 import ssl
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
-
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 
 from madang.core import Clock, Rejected
 from madang.gateway.settings import GatewaySettings
 from madang.runtime.roots import load_roots
 from madang.runtime.telemetry import EventLog
+from madang.runtime.tls_pair import PROTOCOLS, PairFiles
 
 LOOK_PERIOD_S = 1.0
 """How soon a new pair is in use."""
 SOON_S = 14 * 86_400.0
 """So long before its end a certificate is named in the log and in readiness."""
-PEM_BYTES_MAX = 256 * 1024
-CHAIN_MAX = 10
-CIPHERS_1_2 = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""Of TLS 1.2 only what keeps past traffic secret when the key is lost; those of TLS 1.3 all do."""
-PROTOCOLS = ["http/1.1"]
-
-Stamp = tuple[tuple[int, ...], ...]
-
-
-class Pair(NamedTuple):
-    """A certificate that was read and matches its key.
-
-    Attributes:
-        context: for new connections.
-        not_after_s: its last second, wall clock.
-        names: hosts it stands for.
-    """
-
-    context: ssl.SSLContext
-    not_after_s: float
-    names: tuple[str, ...]
-
-
-def load_pair(certificate_file: Path, key_file: Path, now_s: float) -> Pair:
-    """Return the pair in two PEM files: the certificate with its chain, and its key.
-
-    Args:
-        certificate_file: the site's certificate first, then those that vouch for it, each for the one before.
-        key_file: its private key, without a passphrase, mode 0600.
-        now_s: wall clock, in seconds.
-
-    Raises:
-        Rejected: a file is missing, open to others, no PEM, the two do not match, or the time is not right.
-    """
-    chain = _read_chain(certificate_file)
-    key = _read(key_file, "key")
-    mode = key_file.stat().st_mode
-    if mode & 0o077:
-        raise Rejected(
-            f"TLS key {key_file} is open to others (mode {mode & 0o777:04o})", next_step=f"chmod 600 {key_file}"
-        )
-    if b"ENCRYPTED" in key:
-        raise Rejected(
-            f"TLS key {key_file} asks for a passphrase", next_step="keep it without one, readable by the gateway only"
-        )
-    leaf = chain[0]
-    _check_time(certificate_file, leaf, now_s)
-    return Pair(_make_context(certificate_file, key_file), leaf.not_valid_after_utc.timestamp(), _names(leaf))
-
-
-def _read(path: Path, what: str) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(PEM_BYTES_MAX + 1)
-    except OSError as error:
-        raise Rejected(f"TLS {what} {path} cannot be read: {error.strerror}") from error
-    if len(data) > PEM_BYTES_MAX:
-        raise Rejected(f"TLS {what} {path} is over {PEM_BYTES_MAX} bytes")
-    return data
-
-
-def _read_chain(path: Path) -> list[x509.Certificate]:
-    data = _read(path, "certificate")
-    try:
-        chain = x509.load_pem_x509_certificates(data)
-    except ValueError as error:
-        raise Rejected(
-            f"TLS certificate {path} holds no certificate: {error}", next_step="expected PEM, the site's own first"
-        ) from error
-    if len(chain) > CHAIN_MAX:
-        raise Rejected(f"TLS certificate {path} holds {len(chain)} certificates, over {CHAIN_MAX}")
-    for number, (one, issuer) in enumerate(pairwise(chain), start=1):
-        try:
-            one.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, InvalidSignature) as error:
-            raise Rejected(
-                f"TLS certificate {path}: certificate {number + 1} does not vouch for certificate {number}",
-                next_step="put the site's own first, then each one's issuer",
-            ) from error
-    return chain
-
-
-def _check_time(path: Path, leaf: x509.Certificate, now_s: float) -> None:
-    now = datetime.fromtimestamp(now_s, UTC)
-    if leaf.not_valid_after_utc < now:
-        raise Rejected(f"TLS certificate {path} expired at {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
-    if leaf.not_valid_before_utc > now:
-        raise Rejected(
-            f"TLS certificate {path} is valid only from {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC",
-            next_step="look at this machine's clock",
-        )
-
-
-def _names(leaf: x509.Certificate) -> tuple[str, ...]:
-    try:
-        found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return ()
-    addresses = map(str, found.get_values_for_type(x509.IPAddress))
-    return (*found.get_values_for_type(x509.DNSName), *addresses)
-
-
-def _make_context(certificate_file: Path, key_file: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(CIPHERS_1_2)
-    context.set_alpn_protocols(PROTOCOLS)
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
-    try:
-        context.load_cert_chain(certificate_file, key_file, password="")
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise Rejected(f"TLS key {key_file} does not belong to the certificate in {certificate_file}") from error
-        raise Rejected(f"TLS key {key_file} or certificate {certificate_file}: {error.reason or error}") from error
-    except OSError as error:
-        raise Rejected(f"TLS key {key_file} cannot be read: {error.strerror}") from error
-    return context
 
 
 class TlsIdentity:
@@ -162,23 +40,22 @@ class TlsIdentity:
                 "a TLS port is set and its certificate is not",
                 next_step="set tls_certificate_file and tls_key_file",
             )
-        self._certificate, self._key = certificate, key
+        self._certificate = certificate
         self._loop = loop
         self._clock = clock
         self._log = log
-        self._seen = _stamp(certificate, key)
-        self._pair = load_pair(certificate, key, clock.wall_s())
+        self._files = PairFiles(certificate, key, clock)
         self._told = ""
         self._timer: asyncio.TimerHandle | None = None
 
     def context(self) -> ssl.SSLContext:
         """Return the context for a new connection."""
-        return self._pair.context
+        return self._files.pair.context
 
     @property
     def not_after_s(self) -> float:
         """The last second of the certificate in use, wall clock."""
-        return self._pair.not_after_s
+        return self._files.pair.not_after_s
 
     def start(self) -> None:
         """Look for a newer pair now and then."""
@@ -193,18 +70,14 @@ class TlsIdentity:
 
     def look(self) -> None:
         """Take the files' pair if it is another one and whole; two stat calls when it is not."""
-        seen = _stamp(self._certificate, self._key)
-        if seen != self._seen:
-            self._seen = seen
-            try:
-                self._pair = load_pair(self._certificate, self._key, self._clock.wall_s())
-            except Rejected as error:
-                # Between the writing of one file and the other this is normal, and the next look mends it.
-                self._log.warning("gateway_certificate_kept", reason=str(error))
-            else:
-                self._log.info(
-                    "gateway_certificate_replaced", names=self._pair.names, not_after_s=round(self.not_after_s)
-                )
+        try:
+            is_new = self._files.look()
+        except Rejected as error:
+            self._log.warning("gateway_certificate_kept", reason=str(error))
+        else:
+            if is_new:
+                names = self._files.pair.names
+                self._log.info("gateway_certificate_replaced", names=names, not_after_s=round(self.not_after_s))
         self._note_end()
 
     def warning(self) -> str:
@@ -222,19 +95,6 @@ class TlsIdentity:
             self._told = warning
             if warning:
                 self._log.warning("gateway_certificate_ends", reason=warning)
-
-
-def _stamp(*paths: Path) -> Stamp:
-    """Return what changes when a file does, its rights included; a missing file has a stamp too."""
-    found: list[tuple[int, ...]] = []
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError:
-            found.append(())
-        else:
-            found.append((status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size))
-    return tuple(found)
 
 
 def peer_context(ca_file: Path | None) -> ssl.SSLContext:

@@ -92,6 +92,7 @@ async def _run_parts(parts: HubParts, server: AdminServer) -> None:
         "ingest": parts.ingest.run(),
         "leases": parts.leases.run(),
         "gauges": _show_gauges(parts),
+        "artifact_store": parts.artifacts.run_measure(),
         "server": server.wait(),
     }
     stopping = asyncio.Event()

@@ -8,6 +8,7 @@ time, since two would only fight for the disk.
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,16 +16,21 @@ from pathlib import Path
 import msgspec
 import sqlalchemy as sa
 
-from madang.core import Clock, Entropy, Fault
+from madang.core import Clock, Entropy, Fault, Unavailable
 from madang.hub.artifact_key import ArtifactSigner, load_artifact_key
 from madang.hub.desired_store import read_models
 from madang.model import ArtifactFile, ArtifactKey, keys_of
 from madang.runtime.artifacts.cache import ArtifactCache
 from madang.runtime.artifacts.manifests import cut_file, read_manifest, write_manifest
+from madang.runtime.artifacts.room import ArtifactRoom
+from madang.runtime.artifacts.serving import ServedCounts
 from madang.runtime.store import Store
 from madang.runtime.telemetry import EventLog
 from madang.wire.artifacts import Manifest, read_kid, sign_manifest
 from madang.wire.receipts import make_kid
+
+MEASURE_S = 15.0
+_OWNER = "hub"
 
 
 class ArtifactStore:
@@ -33,11 +39,33 @@ class ArtifactStore:
     def __init__(self, folder: Path | None, signer: ArtifactSigner, store: Store, clock: Clock, log: EventLog) -> None:
         self.folder = folder
         self.cache = None if folder is None else ArtifactCache(folder)
+        self.room = None if self.cache is None else ArtifactRoom(self.cache)
+        self.served = ServedCounts()
         self.signer = signer
         self._store = store
         self._clock = clock
         self._log = log
         self._turn = asyncio.Lock()
+
+    async def run_measure(self) -> None:
+        """Look through the store now and then, for metrics, until cancelled."""
+        while True:
+            if self.room is not None:
+                # Unavailable: it cannot be read, which whoever asks for a file is told; the last numbers stay.
+                with contextlib.suppress(Unavailable):
+                    await asyncio.to_thread(self.room.measure)
+            await asyncio.sleep(MEASURE_S)
+
+    async def pin_what_nobody_else_has(self) -> None:
+        """Pin the catalog's files that have no source: what was compiled once must not make room for what is next.
+
+        Raises:
+            Unavailable: the pins cannot be written.
+        """
+        if self.room is not None:
+            models = await self._store.read(read_models)
+            files = [file for entry in models for artifact in entry.artifacts for file in artifact.files]
+            await asyncio.to_thread(self.room.pin, _OWNER, {file.sha256 for file in files if not file.sources})
 
     def find(self, sha256: str) -> Path | None:
         """Return the path of a file that is here whole, or None."""

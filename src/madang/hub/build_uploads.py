@@ -40,11 +40,14 @@ class BuildUploads:
         if self._artifacts.find(file.sha256) is not None:
             return []
         async with self._turn:
+            await self._artifacts.pin_what_nobody_else_has()
             return await asyncio.to_thread(self._declare, cache, file)
 
     def _declare(self, cache: ArtifactCache, file: FileChunks) -> list[int]:
         finished = read_finished(cache.partial_folder, file)
-        ArtifactRoom(cache).make_room(file.sha256, file.size_bytes - len(finished) * file.chunk_bytes)
+        (self._artifacts.room or ArtifactRoom(cache)).make_room(
+            file.sha256, file.size_bytes - len(finished) * file.chunk_bytes
+        )
         with explained(cache.partial_folder):
             cache.partial_folder.mkdir(parents=True, exist_ok=True)
         replace_file(_declared_path(cache, file.sha256), msgspec.json.encode(file), is_durable=True)

@@ -38,6 +38,7 @@ class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
     nation: str = "kr"
     tenant_url: str = ""
     peer_url: str = ""
+    artifact_url: str = ""
     is_entry_only: bool = False
 
 
@@ -97,7 +98,7 @@ def _check(request: Enrolment) -> None:
     for field, pattern, expected in checks:
         if not pattern.match(getattr(request, field)):
             raise Rejected(f"site {request.name}: {field} is {getattr(request, field)!r}, expected {expected}")
-    for field in ("tenant_url", "peer_url"):
+    for field in ("tenant_url", "peer_url", "artifact_url"):
         url = getattr(request, field)
         if url and not _is_origin(url):
             raise Rejected(f"site {request.name}: {field} is {url!r}, expected http(s)://host:port without a path")

@@ -1,9 +1,29 @@
 """The hub's metrics: one catalogue, on a registry of its own.
 
-Owns names and labels. Refuses request and tenant ids as labels: their number has no bound.
+Owns names and labels, but those of artifacts. Refuses request and tenant ids as labels: their number has no bound.
 """
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from madang.hub.artifact_store import ArtifactStore
+from madang.runtime.artifacts.metrics import collect_room, collect_served
+
+
+class StoreCollector(Collector):
+    """Reads the artifact store at the moment it is asked for."""
+
+    def __init__(self, artifacts: ArtifactStore) -> None:
+        self._artifacts = artifacts
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what the store holds and served."""
+        yield from collect_served("madang_hub", self._artifacts.served)
+        if self._artifacts.room is not None:
+            yield from collect_room("madang_hub", self._artifacts.room)
 
 
 class HubMetrics:

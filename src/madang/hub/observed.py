@@ -95,7 +95,7 @@ class ObservedSites:
         return SiteState.STALE if age_s < self._lost_after_s else SiteState.UNREACHABLE
 
     def list_rows(self, what: str) -> list[dict[str, Any]]:
-        """Return the `chips` or `replicas` of all sites as rows, each with its site and age."""
+        """Return `chips`, `replicas`, `nodes`, `transfers` or `unplaced` of all sites as rows, with site and age."""
         now_s = self._clock.wall_s()
         rows: list[dict[str, Any]] = []
         for site, observed in sorted(self._statuses.items()):

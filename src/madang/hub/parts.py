@@ -15,7 +15,7 @@ from madang.hub.heartbeats import Heartbeats
 from madang.hub.ingest import Ingest
 from madang.hub.jetstream import JetStream
 from madang.hub.leases import Leases
-from madang.hub.metrics import HubMetrics
+from madang.hub.metrics import HubMetrics, StoreCollector
 from madang.hub.observed import ObservedSites
 from madang.hub.publisher import Publisher
 from madang.hub.seeds import HubSeeds, load_seeds
@@ -74,6 +74,8 @@ def make_parts(settings: HubSettings, clock: Clock, entropy: Entropy, log: Event
     publisher = Publisher(store=store, bus=bus, jetstream=jetstream, metrics=metrics, clock=clock, log=log)
     changer = Changer(store, clock, publisher.wake)
     caller = SiteCaller(bus, entropy)
+    artifacts = make_artifact_store(settings.artifact_dir, paths.artifact_key, store, clock, entropy, log)
+    metrics.registry.register(StoreCollector(artifacts))
     return HubParts(
         settings=settings,
         paths=paths,
@@ -112,7 +114,7 @@ def make_parts(settings: HubSettings, clock: Clock, entropy: Entropy, log: Event
             log=log,
         ),
         leases=Leases(store=store, bus=bus, metrics=metrics, clock=clock, log=log),
-        artifacts=make_artifact_store(settings.artifact_dir, paths.artifact_key, store, clock, entropy, log),
+        artifacts=artifacts,
     )
 
 

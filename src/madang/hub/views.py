@@ -33,6 +33,7 @@ class SiteView(msgspec.Struct, frozen=True, kw_only=True):
     nation: str
     tenant_url: str
     peer_url: str
+    artifact_url: str
     identity_ed25519: str
     is_entry_only: bool
     is_cordoned: bool

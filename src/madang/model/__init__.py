@@ -29,6 +29,7 @@ from madang.model.service import Assignment, Service
 from madang.model.site import Site
 from madang.model.slo import tpot_s, ttft_s
 from madang.model.tenant import ApiKey, Budget, DataClass, KeyPolicy, Project, Residency, ResidencyScope, Tenant
+from madang.model.transfer import FileTransfer, TransferState
 from madang.model.usage import Outcome, UsageEvent
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "CordonCause",
     "DataClass",
     "EngineFeature",
+    "FileTransfer",
     "HttpSource",
     "IndexWheelsSource",
     "KeyPolicy",
@@ -71,6 +73,7 @@ __all__ = [
     "Tariff",
     "Task",
     "Tenant",
+    "TransferState",
     "Unit",
     "UsageEvent",
     "WheelPart",

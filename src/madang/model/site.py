@@ -15,6 +15,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
         nation: ISO 3166-1 alpha-2 code, lower case.
         tenant_url: where tenants reach it, no trailing slash, no path.
         peer_url: where other gateways reach it, before any local override.
+        artifact_url: where other sites reach its artifact cache; empty when it has none for them.
         identity_ed25519: the site's public identity key, 64 hex digits; empty until enrolled.
         is_entry_only: true for a pseudo-site without chips.
         is_cordoned: true when no new placements may go there.
@@ -26,6 +27,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     nation: str = "kr"
     tenant_url: str = ""
     peer_url: str = ""
+    artifact_url: str = ""
     identity_ed25519: str = ""
     is_entry_only: bool = False
     is_cordoned: bool = False

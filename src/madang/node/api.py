@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from madang import __version__
 from madang.core import Conflict, MadangError, Rejected, Unavailable
+from madang.node.artifacts import ArtifactFetcher
 from madang.node.board import Board
 from madang.node.metrics import make_registry
 from madang.runtime.telemetry import EventLog
@@ -74,10 +75,12 @@ _STATUS: tuple[tuple[type[MadangError], int, str], ...] = (
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(actions: NodeActions, board: Board, token: str, log: EventLog) -> Starlette:
-    """Return the application."""
+def make_app(
+    actions: NodeActions, board: Board, token: str, log: EventLog, fetcher: ArtifactFetcher | None = None
+) -> Starlette:
+    """Return the application; `fetcher` adds the metrics of artifacts."""
     routes = _Routes(actions, board)
-    registry = make_registry(board)
+    registry = make_registry(board, fetcher)
 
     async def healthz(_request: Request) -> Response:
         return _json({"is_alive": True, "version": __version__})

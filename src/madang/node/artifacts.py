@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from madang.core import Rejected, Unavailable
+from madang.core import MadangError, Rejected, Unavailable
 from madang.model import (
     ArtifactFile,
     HttpSource,
@@ -34,10 +34,12 @@ from madang.node.sources import (
     fetch_system_file,
     fetch_wheels,
 )
+from madang.runtime.artifacts.book import TransferBook
 from madang.runtime.artifacts.fetching import ChunkFetcher
 from madang.runtime.artifacts.room import ArtifactRoom
 
 _WAIT_S = 0.2
+_VERIFYING = "verifying"
 _RECIPE_ROOM_BYTES = 256 * 1024 * 1024
 """Wheels of data that a recipe reads lie on the disk for a moment; the largest so far has 91 MB."""
 
@@ -79,6 +81,7 @@ class ArtifactFetcher:
         chunks: fetches in verified chunks, from every store at once, what a believed manifest speaks of; None without
             keys to believe. It goes before all else.
         room: makes room before a fetch; None only looks whether there is some.
+        book: told what goes on, for people and metrics.
     """
 
     def __init__(
@@ -90,13 +93,15 @@ class ArtifactFetcher:
         *,
         chunks: ChunkFetcher | None = None,
         room: ArtifactRoom | None = None,
+        book: TransferBook | None = None,
     ) -> None:
         self.cache = cache
+        self.room = room
+        self.book = book
         self._recipes = recipes
         self._stores = tuple(stores)
         self._folders = tuple(folders)
         self._chunks = chunks
-        self._room = room
 
     def ensure(
         self, file: ArtifactFile, on_progress: OnProgress | None = None, cancel: threading.Event | None = None
@@ -112,18 +117,25 @@ class ArtifactFetcher:
             Unavailable: naming every source that was tried and why it failed.
         """
         cancel = cancel or threading.Event()
+        report = _Reporter(file, on_progress, self.book)
         found = self.cache.find(file)
         if found is not None:
+            report.end()
             return found
-        report = _Reporter(file, on_progress)
-        with self.cache.lock(file, lambda: self._wait(file, report, cancel)):
-            found = self.cache.find(file)
-            return found if found is not None else self._fetch(file, report, cancel)
+        try:
+            with self.cache.lock(file, lambda: self._wait(file, report, cancel)):
+                found = self.cache.find(file)
+                found = found if found is not None else self._fetch(file, report, cancel)
+        except MadangError as error:
+            report.end(error.message, is_cancelled=cancel.is_set())
+            raise
+        report.end()
+        return found
 
     def _wait(self, file: ArtifactFile, report: "_Reporter", cancel: threading.Event) -> None:
         if cancel.wait(_WAIT_S):
             raise Unavailable("the fetch was cancelled")
-        report.say("another process fetches it", self.cache.bytes_so_far(file))
+        report.wait(self.cache.bytes_so_far(file))
 
     def _fetch(self, file: ArtifactFile, report: "_Reporter", cancel: threading.Event) -> Path:
         failures: list[str] = []
@@ -143,6 +155,7 @@ class ArtifactFetcher:
             except (Rejected, Unavailable) as error:
                 if cancel.is_set():
                     raise
+                report.broke(way.title)
                 failures.append(str(error))
         raise Unavailable(
             f"{file.name} could not be fetched; " + "; ".join(failures or ["it has no source"]),
@@ -154,8 +167,8 @@ class ArtifactFetcher:
         part = self.cache.part_of(file)
         had_bytes = part.exists()
         needed_bytes = way.room_bytes - self.cache.bytes_so_far(file)
-        if self._room is not None:
-            self._room.make_room(file.sha256, needed_bytes)
+        if self.room is not None:
+            self.room.make_room(file.sha256, needed_bytes)
         self.cache.check_space(needed_bytes)
         fetch = Fetch(
             file=file,
@@ -177,8 +190,11 @@ class ArtifactFetcher:
         return path
 
     def _run(self, way: _Way, fetch: Fetch, report: "_Reporter") -> Path:
+        had_bytes = fetch.part.stat().st_size if fetch.part.exists() else 0
+        report.say(way.title, had_bytes)
         way.run(fetch)
-        return self.cache.admit(fetch.part, fetch.file, way.title, lambda done: report.say("verifying", done))
+        report.came_whole(way.title, had_bytes)
+        return self.cache.admit(fetch.part, fetch.file, way.title, lambda done: report.say(_VERIFYING, done))
 
     def _ways(self, file: ArtifactFile, *, has_stores: bool) -> list[_Way]:
         stores = self._stores if has_stores else ()
@@ -214,13 +230,37 @@ def _way_of(source: Source, file: ArtifactFile) -> _Way:
 
 
 class _Reporter:
-    """Turns bytes into progress for whoever listens."""
+    """Turns bytes into progress for whoever listens, and into rows and counts of the book."""
 
-    def __init__(self, file: ArtifactFile, on_progress: OnProgress | None) -> None:
+    def __init__(self, file: ArtifactFile, on_progress: OnProgress | None, book: TransferBook | None) -> None:
+        self._file = file
         self._last = FetchProgress(name=file.name, what="", bytes_done=0, bytes_total=file.size_bytes)
         self._on_progress = on_progress
+        self._book = book
 
     def say(self, what: str, bytes_done: int) -> None:
+        if self._book is not None and what != _VERIFYING:
+            self._book.see(self._file, what, bytes_done)
+        self._tell(what, bytes_done)
+
+    def wait(self, bytes_done: int) -> None:
+        if self._book is not None:
+            self._book.wait(self._file, bytes_done)
+        self._tell("another process fetches it", bytes_done)
+
+    def broke(self, source: str) -> None:
+        if self._book is not None:
+            self._book.broke(source)
+
+    def came_whole(self, source: str, had_bytes: int) -> None:
+        if self._book is not None:
+            self._book.came_whole(source, self._file.size_bytes - had_bytes)
+
+    def end(self, reason: str = "", *, is_cancelled: bool = False) -> None:
+        if self._book is not None:
+            self._book.end(self._file, reason=reason, is_cancelled=is_cancelled)
+
+    def _tell(self, what: str, bytes_done: int) -> None:
         self._last = msgspec.structs.replace(self._last, what=what, bytes_done=bytes_done)
         if self._on_progress is not None:
             self._on_progress(self._last)

@@ -9,17 +9,24 @@ import contextlib
 from collections.abc import Callable
 
 from madang.core import Clock, NodeId
-from madang.model import Chip, ChipCordon, ChipLease, ReplicaObserved
+from madang.model import Chip, ChipCordon, ChipLease, FileTransfer, ReplicaObserved
 from madang.wire.node_api import NodeObserved
 
 
 class Board:
     """The observations of one node since `boot_id` began."""
 
-    def __init__(self, node: NodeId, boot_id: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        node: NodeId,
+        boot_id: str,
+        clock: Clock,
+        list_transfers: Callable[[], tuple[FileTransfer, ...]] = lambda: (),
+    ) -> None:
         self.node = node
         self._boot_id = boot_id
         self._clock = clock
+        self._list_transfers = list_transfers
         self._seq = 0
         self._generation = 0
         self._chips: tuple[Chip, ...] = ()
@@ -92,6 +99,7 @@ class Board:
             leases=self._leases,
             cordons=self._cordons,
             replicas=self.replicas,
+            transfers=self._list_transfers(),
         )
 
     async def wait(self, after: int, wait_s: float, is_ending: Callable[[], bool]) -> NodeObserved:

@@ -11,7 +11,8 @@ from madang.model import ReplicaSpec
 from madang.node.artifacts import ArtifactFetcher
 from madang.node.cache import ArtifactCache
 from madang.node.settings import NodeSettings
-from madang.runtime.artifacts.fetching import ChunkFetcher, StoreLink, read_keys
+from madang.runtime.artifacts.book import TransferBook
+from madang.runtime.artifacts.fetching import ChunkFetcher, StoreLink, read_keys, read_roots
 from madang.runtime.artifacts.limiter import RateLimiter
 from madang.runtime.artifacts.room import ArtifactRoom
 from madang.runtime.artifacts.transfer import BadChunk, TransferKit
@@ -20,19 +21,20 @@ from madang.runtime.telemetry import EventLog
 
 
 def make_fetcher(settings: NodeSettings, clock: Clock, entropy: Entropy, log: EventLog) -> ArtifactFetcher:
-    """Return the fetcher of a node; raises Rejected naming a key that is malformed."""
+    """Return the fetcher of a node; raises Rejected naming a key that is malformed, or roots that cannot be read."""
     cache = ArtifactCache(settings.cache_dir)
     room = ArtifactRoom(cache, settings.cache_bytes_max)
-    stores = [StoreLink(f"store {url}", url) for url in settings.artifact_stores]
+    roots, book = read_roots(settings.artifact_ca_file), TransferBook(clock)
+    stores = [StoreLink(f"store {url}", url, tls=roots) for url in settings.artifact_stores]
     if settings.site_store:
-        stores.insert(0, StoreLink("site cache", settings.site_store, lambda _path: _prove(settings)))
-    kit = make_kit(settings, clock, entropy, log)
+        stores.insert(0, StoreLink("site cache", settings.site_store, lambda _path: _prove(settings), roots))
+    kit = make_kit(settings, clock, entropy, book, log)
     keys = read_keys(settings.artifact_keys)
     chunks = ChunkFetcher(cache, room, lambda: stores, keys, kit, log) if keys else None
-    return ArtifactFetcher(cache, settings.artifact_stores, settings.artifact_dirs, chunks=chunks, room=room)
+    return ArtifactFetcher(cache, settings.artifact_stores, settings.artifact_dirs, chunks=chunks, room=room, book=book)
 
 
-def make_kit(settings: NodeSettings, clock: Clock, entropy: Entropy, log: EventLog) -> TransferKit:
+def make_kit(settings: NodeSettings, clock: Clock, entropy: Entropy, book: TransferBook, log: EventLog) -> TransferKit:
     """Return what all transfers of a node share."""
 
     def tell(bad: BadChunk) -> None:
@@ -44,7 +46,12 @@ def make_kit(settings: NodeSettings, clock: Clock, entropy: Entropy, log: EventL
         source_bytes_s=settings.artifact_source_bytes_s_max,
     )
     return TransferKit(
-        clock=clock, entropy=entropy, limiter=limiter, at_once=settings.artifact_sources_at_once, on_bad=tell
+        clock=clock,
+        entropy=entropy,
+        limiter=limiter,
+        at_once=settings.artifact_sources_at_once,
+        on_bad=tell,
+        watch=book,
     )
 
 

@@ -1,6 +1,7 @@
-"""The node's metrics: phases and restarts of replicas, readings of chips.
+"""The node's metrics: phases and restarts of replicas, readings of chips, artifacts that come and are kept.
 
-Owns their names. Refuses to keep numbers: each scrape reads the board. Called by the admin API.
+Owns their names, but those of artifacts. Refuses to keep numbers: each scrape reads the board and the fetcher. Called
+by the admin API.
 """
 
 from collections.abc import Iterable
@@ -10,14 +11,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from madang.model import ChipLeaseState, ReplicaPhase
+from madang.node.artifacts import ArtifactFetcher
 from madang.node.board import Board
+from madang.runtime.artifacts.metrics import collect_room, collect_transfers
 
 
 class NodeCollector(Collector):
-    """Turns the board into metrics."""
+    """Turns the board, and what the fetcher knows, into metrics."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, fetcher: ArtifactFetcher | None = None) -> None:
         self._board = board
+        self._fetcher = fetcher
 
     def collect(self) -> Iterable[Metric]:
         """Return all of them."""
@@ -37,6 +41,10 @@ class NodeCollector(Collector):
         yield restarts
         yield from self._chip_metrics()
         yield from self._desk_metrics()
+        if self._fetcher is not None and self._fetcher.book is not None:
+            yield from collect_transfers("madang_node", self._fetcher.book)
+        if self._fetcher is not None and self._fetcher.room is not None:
+            yield from collect_room("madang_node", self._fetcher.room)
 
     def _desk_metrics(self) -> Iterable[Metric]:
         leases = GaugeMetricFamily("madang_node_chip_leases", "Leases of chips by state", labels=("state",))
@@ -67,8 +75,8 @@ class NodeCollector(Collector):
             yield family
 
 
-def make_registry(board: Board) -> CollectorRegistry:
+def make_registry(board: Board, fetcher: ArtifactFetcher | None = None) -> CollectorRegistry:
     """Return a registry that holds exactly the node's metrics."""
     registry = CollectorRegistry()
-    registry.register(NodeCollector(board))
+    registry.register(NodeCollector(board, fetcher))
     return registry

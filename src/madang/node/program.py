@@ -37,6 +37,7 @@ from madang.wire.node_api import NodePlan
 _STOP_S = 2.0
 _KEEP_ALIVE_S = 90
 _REMAINS_PERIOD_S = 1.0
+_MEASURE_PERIOD_S = 15.0
 _CONNECTIONS_MAX = 100
 
 
@@ -72,7 +73,9 @@ class NodeProgram:
         self._drivers = make_engine_drivers(
             settings.engine_twins, settings.engine_runtimes, settings.external_endpoints
         )
-        self._board = Board(self._node, entropy.token_bytes(8).hex(), clock)
+        self._fetcher = make_fetcher(settings, clock, entropy, log)
+        book = self._fetcher.book
+        self._board = Board(self._node, entropy.token_bytes(8).hex(), clock, book.rows if book else lambda: ())
         self._desk = ChipDesk(settings.state_dir, clock, log, on_change=self._see_desk, on_freed=self._wake_refused)
         self._chips = ChipBook(
             make_chip_drivers(settings.chips, self._node, clock) if chip_drivers is None else chip_drivers,
@@ -89,7 +92,7 @@ class NodeProgram:
         self._parts = KeeperParts(
             settings=settings,
             drivers=self._drivers,
-            fetcher=make_fetcher(settings, clock, entropy, log),
+            fetcher=self._fetcher,
             host=self._host,
             chips=self._chips,
             desk=self._desk,
@@ -116,7 +119,7 @@ class NodeProgram:
         listener = open_listener(self._settings.listen_host, self._settings.port)
         server = _Server(
             uvicorn.Config(
-                make_app(self, self._board, token, self._log),
+                make_app(self, self._board, token, self._log, self._fetcher),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -140,6 +143,7 @@ class NodeProgram:
                 group.create_task(self._chips.run(), name="chips"),
                 group.create_task(self._desk.run(), name="chip_desk"),
                 group.create_task(self._watch_remains(), name="remains"),
+                group.create_task(self._measure_cache(), name="cache"),
             ]
             self._log.info("node_started", port=self._settings.port, replicas=len(self._keepers))
             await self._stop.wait()
@@ -250,6 +254,15 @@ class NodeProgram:
             self._give_back_chips(())
             await asyncio.sleep(_REMAINS_PERIOD_S)
 
+    async def _measure_cache(self) -> None:
+        """Look through the cache now and then, for metrics."""
+        room = self._fetcher.room
+        while room is not None:
+            # Unavailable: it cannot be read, which the next fetch says; the last numbers stay.
+            with contextlib.suppress(Unavailable):
+                await asyncio.to_thread(room.measure)
+            await asyncio.sleep(_MEASURE_PERIOD_S)
+
     def _keep(self, keeper: ReplicaKeeper) -> ReplicaKeeper:
         assert self._group is not None
         self._keepers[keeper.replica_id] = keeper
@@ -261,7 +274,10 @@ class NodeProgram:
     async def _run_keeper(self, keeper: ReplicaKeeper) -> None:
         await keeper.run()
         del self._keepers[keeper.replica_id]
-        self._pins.let_go(self._known_specs())
+        specs = self._known_specs()
+        self._pins.let_go(specs)
+        if self._fetcher.book is not None:
+            self._fetcher.book.keep_only({file.sha256 for spec in specs for file in spec.artifact.files})
         for spec in self._plan.replicas if self._plan is not None else ():
             if spec.replica_id == keeper.replica_id:  # planned again while it was being forgotten
                 self._keep(ReplicaKeeper(spec, self._parts)).plan(spec)

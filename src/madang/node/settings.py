@@ -23,6 +23,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             none.
         artifact_keys: Ed25519 public keys, in hex, whose manifests are believed: the hub's, and publishers'. With none,
             files are fetched whole, from one end to the other.
+        artifact_ca_file: PEM; whose certificates are believed of site_store and artifact_stores, for files that come in
+            chunks; none: the system's roots.
         artifact_sources_at_once: sources of one file that are asked at the same time.
         artifact_line_bytes_s_max, artifact_source_bytes_s_max: of all sources together, and of each; 0: no limit.
         cache_bytes_max: what the cache may hold; the least recently used leaves, never what runs or is wanted. 0: as
@@ -56,6 +58,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     artifact_dirs: tuple[Path, ...] = ()
     site_store: str = ""
     artifact_keys: tuple[str, ...] = ()
+    artifact_ca_file: Path | None = None
     artifact_sources_at_once: int = 1
     artifact_line_bytes_s_max: int = 0
     artifact_source_bytes_s_max: int = 0

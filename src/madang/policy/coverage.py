@@ -4,6 +4,7 @@ Owns the judgement, line by line. Refuses to know databases and sites' networks.
 show` and `madang service show`.
 """
 
+import shlex
 from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
 
@@ -12,6 +13,8 @@ import msgspec
 from madang.model import Artifact, CatalogEntry
 from madang.model.build import Build, BuildState
 
+_LOG_WORDS_MAX = 160
+
 
 class CoverageState(StrEnum):
     """What a kind of chip at a site has of a model."""
@@ -19,6 +22,7 @@ class CoverageState(StrEnum):
     READY = "ready"
     FETCHABLE = "fetchable"
     NO_FILES = "no_files"
+    TOO_FEW_CHIPS = "too_few_chips"
     NOT_EQUIVALENT = "not_equivalent"
     BUILDING = "building"
     BUILD_FAILED = "build_failed"
@@ -40,7 +44,8 @@ class CoverageRow(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         artifact_id: the one that would run there; empty without any.
-        text: for people: what is missing, and what to do.
+        text: for people: what is missing.
+        next_step: what to do about it, a command where there is one; empty when nothing is missing.
     """
 
     site: str
@@ -50,6 +55,7 @@ class CoverageRow(msgspec.Struct, frozen=True, kw_only=True):
     state: CoverageState
     artifact_id: str = ""
     text: str = ""
+    next_step: str = ""
 
 
 def fits_sdk(artifact_sdk: str, chip_sdk: str) -> bool:
@@ -89,37 +95,67 @@ def _cover_group(
     builds: Sequence[Build],
 ) -> CoverageRow:
     if not group.chips:
-        return _row(group, CoverageState.NO_CHIP, "no chip of this site was seen")
+        return _row(
+            group, CoverageState.NO_CHIP, "no chip of this site was seen", "look at its nodes: madang node list"
+        )
     kind = [one for one in entry.artifacts if group.chip_kind in one.chip_kinds]
     fitting = [one for one in kind if fits_sdk(one.sdk, group.sdk_version)]
     allowed = [one for one in fitting if one.artifact_id in standing]
     if allowed:
-        return _row(group, *_find_files(allowed[0], held), artifact_id=allowed[0].artifact_id)
+        return _judge_artifact(allowed[0], group, held)
     build = _find_build(group, builds)
     if fitting:
-        text = f"{fitting[0].artifact_id} runs there and was not found equivalent: madang model compare {entry.name}"
-        return _row(group, CoverageState.NOT_EQUIVALENT, text, artifact_id=fitting[0].artifact_id)
+        return _row(
+            group,
+            CoverageState.NOT_EQUIVALENT,
+            f"{fitting[0].artifact_id} runs there and was not found equivalent",
+            f"madang model compare {entry.name} --reference SERVICE --candidate SERVICE",
+            artifact_id=fitting[0].artifact_id,
+        )
     if build is not None and build.state in (BuildState.QUEUED, BuildState.BUILDING):
-        by = f" by {build.worker}" if build.state is BuildState.BUILDING else ""
-        return _row(group, CoverageState.BUILDING, f"build {build.build_id} is {build.state.value}{by}")
+        by = f" by {build.worker}" if build.state is BuildState.BUILDING else ", no worker has taken it"
+        text = f"build {build.build_id} is {build.state.value}{by}"
+        return _row(group, CoverageState.BUILDING, text, f"follow it: madang model builds {build.build_id}")
     if build is not None and build.state is BuildState.FAILED:
-        return _row(group, CoverageState.BUILD_FAILED, f"see its log: madang model builds {build.build_id}")
-    others = ", ".join(sorted(one.sdk for one in kind if one.sdk))
-    text = f"no artifact for {group.chip_kind}" + (f" {group.sdk_version}" if group.sdk_version else "")
-    text += f" (there is one for {others})" if others else ""
-    return _row(group, CoverageState.NO_ARTIFACT, f"{text}: madang model build {entry.name}")
+        words = (build.log.strip().splitlines() or ["nothing"])[-1][:_LOG_WORDS_MAX]
+        text = f"build {build.build_id} failed after {build.attempt} attempts, its last words: {words}"
+        step = f"madang model builds {build.build_id}, then with --retry"
+        return _row(group, CoverageState.BUILD_FAILED, text, step)
+    return _row_without_artifact(entry, kind, group)
 
 
-def _find_files(artifact: Artifact, held: Collection[str]) -> tuple[CoverageState, str]:
+def _judge_artifact(artifact: Artifact, group: ChipGroup, held: Collection[str]) -> CoverageRow:
+    """Return what keeps an artifact that would do from running there."""
+    name = artifact.artifact_id
+    if artifact.chips > group.chips:
+        text = f"{name} needs {artifact.chips} chips, and {group.chips} are there"
+        return _row(group, CoverageState.TOO_FEW_CHIPS, text, "an artifact for fewer chips", artifact_id=name)
     missing = [file for file in artifact.files if file.sha256 not in held]
     if not missing:
-        return CoverageState.READY, ""
+        return _row(group, CoverageState.READY, "", artifact_id=name)
     lost = [file for file in missing if not file.sources]
     if lost:
         names = ", ".join(f"{file.name} (sha256 {file.sha256})" for file in lost)
-        return CoverageState.NO_FILES, f"neither the hub's store nor any source has {names}"
+        text = f"neither the hub's store nor any source has {names}"
+        step = f"on the machine that shall have it: madang model import FILE --sha256 {lost[0].sha256}"
+        return _row(group, CoverageState.NO_FILES, text, step, artifact_id=name)
     sizes = sum(file.size_bytes for file in missing)
-    return CoverageState.FETCHABLE, f"{sizes} bytes come from their publisher: {', '.join(f.name for f in missing)}"
+    text = f"{sizes} bytes come from their publisher: {', '.join(one.name for one in missing)}"
+    return _row(group, CoverageState.FETCHABLE, text, artifact_id=name)
+
+
+def _row_without_artifact(entry: CatalogEntry, kind: Sequence[Artifact], group: ChipGroup) -> CoverageRow:
+    """Return that there is none for these chips, and the command that asks for one, as far as it can be known."""
+    others = ", ".join(sorted({one.sdk for one in kind if one.sdk}))
+    text = f"no artifact for {group.chip_kind}" + (f" {group.sdk_version}" if group.sdk_version else "")
+    text += f" (there is one for {others})" if others else ""
+    like = kind[0] if kind else None
+    vendor = like.sdk.rpartition("-")[0] if like is not None else group.chip_kind
+    sdk = f"{vendor}-{group.sdk_version}" if group.sdk_version else "SDK"
+    words = ["--chip", group.chip_kind, "--sdk", sdk, "--engine", like.engine if like else "ENGINE"]
+    words += ["--memory-bytes", str(like.memory_bytes) if like else "BYTES"]
+    words += ["--parallelism", like.parallelism] if like and like.parallelism else []
+    return _row(group, CoverageState.NO_ARTIFACT, text, shlex.join(["madang", "model", "build", entry.name, *words]))
 
 
 def _find_build(group: ChipGroup, builds: Sequence[Build]) -> Build | None:
@@ -131,7 +167,9 @@ def _find_build(group: ChipGroup, builds: Sequence[Build]) -> Build | None:
     return max(fitting, key=lambda one: (one.requested_at_s, one.build_id), default=None)
 
 
-def _row(group: ChipGroup, state: CoverageState, text: str, *, artifact_id: str = "") -> CoverageRow:
+def _row(
+    group: ChipGroup, state: CoverageState, text: str, next_step: str = "", *, artifact_id: str = ""
+) -> CoverageRow:
     return CoverageRow(
         site=group.site,
         chip_kind=group.chip_kind,
@@ -140,4 +178,5 @@ def _row(group: ChipGroup, state: CoverageState, text: str, *, artifact_id: str 
         state=state,
         artifact_id=artifact_id,
         text=text,
+        next_step=next_step,
     )

@@ -143,6 +143,18 @@ def _add_observed(router: APIRouter, parts: SiteParts) -> None:
             rows.append({**row, "site": parts.settings.name, "observed_age_s": round(silence_s, 3)})
         return json_response(rows)
 
+    @router.get("/transfers", tags=["observed"])
+    async def list_transfers(model: str = "") -> Response:
+        """Files on their way into the site's cache and those of its nodes."""
+        rows = [{**row, "site": parts.settings.name} for row in parts.artifacts.list_transfers()]
+        return json_response([row for row in rows if not model or row["model"] == model])
+
+    @router.get("/unplaced", tags=["observed"])
+    async def list_unplaced(service: str = "") -> Response:
+        """Replicas that are wanted here and have no place, with the reason."""
+        rows = [{**msgspec.structs.asdict(one), "site": parts.settings.name} for one in parts.book.unplaced]
+        return json_response([row for row in rows if not service or row["service"] == service])
+
     @router.get("/peers", tags=["observed"])
     async def list_peers() -> Response:
         return json_response(

@@ -15,9 +15,11 @@ from prometheus_client.registry import Collector
 from madang.core import Clock
 from madang.machine.forward import Trouble
 from madang.model import ReplicaPhase
+from madang.runtime.artifacts.metrics import collect_room, collect_served, collect_transfers
 from madang.runtime.bus import Bus
 from madang.site.access_archive import AccessArchive
 from madang.site.agent import DesiredAgent
+from madang.site.artifacts import SiteArtifacts
 from madang.site.desired import DesiredView
 from madang.site.forwarder import Forwarder
 from madang.site.guard import GuardedStore
@@ -48,6 +50,7 @@ class MetricSources:
     access: AccessArchive
     receipts: ReceiptBook
     leases: LeaseTalk
+    artifacts: SiteArtifacts
     clock: Clock
 
 
@@ -132,6 +135,19 @@ class SiteCollector(Collector):
         for name, text, read in COUNTERS:
             yield CounterMetricFamily(name, text, value=float(read(self._sources)))
         yield from self._collect_labelled()
+        yield from self._collect_artifacts()
+
+    def _collect_artifacts(self) -> Iterator[Metric]:
+        artifacts = self._sources.artifacts
+        yield from collect_transfers("madang_site", artifacts.transfers)
+        yield from collect_room("madang_site", artifacts.room)
+        yield from collect_served("madang_site", artifacts.served)
+        if artifacts.certificate is not None:
+            yield GaugeMetricFamily(
+                "madang_site_artifact_certificate_not_after_seconds",
+                "Last second of the artifact port's certificate, wall clock.",
+                value=artifacts.certificate.not_after_s,
+            )
 
     def _collect_batches(self) -> Iterable[Metric]:
         counts = self._sources.tenant_data.counts

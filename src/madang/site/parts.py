@@ -166,7 +166,7 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
     replicas = Replicas(book=kit.book, feed_dir=settings.feed_dir, store=kit.store)
     peers = _make_peers(kit, identity, replicas)
     tenant_data = _make_tenant_data(kit, replicas, peers)
-    leases = _make_leases(kit)
+    leases, artifacts = _make_leases(kit), _make_artifacts(kit, peers)
     sources = _make_sources(
         kit,
         agent=agent,
@@ -177,6 +177,7 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         access=access,
         receipts=receipts,
         leases=leases,
+        artifacts=artifacts,
     )
     return SiteParts(
         settings=settings,
@@ -203,10 +204,10 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         peers=peers,
         replicas=replicas,
         feed=_make_feed(kit, replicas, access, peers),
-        pulse=_make_pulse(kit),
+        pulse=_make_pulse(kit, artifacts),
         leases=leases,
         tenant_data=tenant_data,
-        artifacts=_make_artifacts(kit, peers),
+        artifacts=artifacts,
         registry=make_registry(sources),
     )
 
@@ -392,7 +393,7 @@ def _make_feed(kit: _Kit, replicas: Replicas, access: AccessArchive, peers: Peer
     )
 
 
-def _make_pulse(kit: _Kit) -> Pulse:
+def _make_pulse(kit: _Kit, artifacts: SiteArtifacts) -> Pulse:
     return Pulse(
         site=kit.settings.name,
         boot_id=kit.boot_id,
@@ -401,6 +402,7 @@ def _make_pulse(kit: _Kit) -> Pulse:
         desired_changed=kit.changed,
         gauge=kit.gauge,
         nodes=kit.book,
+        list_transfers=artifacts.list_transfers,
         clock=kit.clock,
     )
 

@@ -6,6 +6,8 @@ connection nothing is sent and nothing kept: the next one says all.
 
 import asyncio
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -35,6 +37,7 @@ class Pulse:
         desired_changed: Signal,
         gauge: OutboxGauge,
         nodes: NodeBook,
+        list_transfers: Callable[[], list[dict[str, Any]]],
         clock: Clock,
     ) -> None:
         self._site = SiteId(site)
@@ -44,6 +47,7 @@ class Pulse:
         self._desired_changed = desired_changed
         self._gauge = gauge
         self._nodes = nodes
+        self._list_transfers = list_transfers
         self._clock = clock
         self._beats = 0
         self._statuses = 0
@@ -85,6 +89,8 @@ class Pulse:
                 chips=tuple(msgspec.Raw(msgspec.json.encode(row)) for row in self._nodes.chip_rows()),
                 replicas=tuple(msgspec.Raw(msgspec.json.encode(replica)) for replica in replicas),
                 nodes=tuple(msgspec.Raw(msgspec.json.encode(row)) for row in self._nodes.node_rows()),
+                transfers=tuple(msgspec.Raw(msgspec.json.encode(row)) for row in self._list_transfers()),
+                unplaced=tuple(msgspec.Raw(msgspec.json.encode(one)) for one in self._nodes.unplaced),
             )
             await self._publish(status_subject(self._site), encode(status))
             await asyncio.sleep(_GAP_S)

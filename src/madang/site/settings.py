@@ -56,9 +56,15 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         access_bytes_max: of all access records together; there is an alarm at 80 %, and no new requests at all of it.
         receipt_days: how long the receipts of what this site served can be had.
         artifact_dir: the site's artifact cache, for its nodes and for other sites; none: nodes ask the hub's store.
-        artifact_port: where the cache is served, with the nodes' tokens and with passes of other sites.
+        artifact_port: where the cache is served, in plain HTTP, with the nodes' tokens and with passes of other sites.
+        artifact_tls_port: the same with TLS, for other sites; 0: none.
+        artifact_tls_host: where that one listens; empty: listen_host.
+        artifact_tls_certificate_file, artifact_tls_key_file: PEM, as the gateway's `tls_certificate_file` and
+            `tls_key_file`, and they may be the same files.
+        artifact_ca_file: PEM; whose certificates are believed of other sites and stores; none: the system's roots.
+        artifact_url: where other sites reach the cache: announced to them at the enrolment; empty: they do not ask.
         artifact_stores: base URLs of the hub's store, asked after other sites.
-        artifact_peers: site name → base URL of its artifact port; asked first, in the order of their names.
+        artifact_peers: site name → base URL of its artifact port, in place of what it announces; empty: never asked.
         artifact_keys: Ed25519 public keys, in hex, whose manifests are believed: the hub's, and publishers'.
         artifact_sources_at_once: sources of one file that are asked at the same time.
         artifact_line_bytes_s_max, artifact_source_bytes_s_max: of all sources together, and of each; 0: no limit.
@@ -104,6 +110,12 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     receipt_days: float = 90.0
     artifact_dir: Path | None = None
     artifact_port: int = 7717
+    artifact_tls_port: int = 0
+    artifact_tls_host: str = ""
+    artifact_tls_certificate_file: Path | None = None
+    artifact_tls_key_file: Path | None = None
+    artifact_ca_file: Path | None = None
+    artifact_url: str = ""
     artifact_stores: tuple[str, ...] = ()
     artifact_peers: dict[str, str] = {}
     artifact_keys: tuple[str, ...] = ()

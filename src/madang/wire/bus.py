@@ -148,7 +148,8 @@ class CommandReply(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
 class SiteStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="site_status"):
     """The site's observed state on `status.<site>.observed`: JSON of chips and replicas, without engine keys.
 
-    `nodes` has a row a node: its name, cordon, drain and the reason.
+    `nodes` has a row a node: its name, cordon, drain and the reason. `transfers` has a row for each file that is on its
+    way into a cache of the site, `unplaced` one for each replica that is wanted and has no place, with the reason.
     """
 
     site: SiteId
@@ -158,6 +159,8 @@ class SiteStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     chips: tuple[msgspec.Raw, ...] = ()
     replicas: tuple[msgspec.Raw, ...] = ()
     nodes: tuple[msgspec.Raw, ...] = ()
+    transfers: tuple[msgspec.Raw, ...] = ()
+    unplaced: tuple[msgspec.Raw, ...] = ()
     version: int = 1
 
 

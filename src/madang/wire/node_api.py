@@ -9,7 +9,7 @@ waits up to `wait_s`. `POST /api/v1/replicas/<id>/restart` restarts one engine, 
 import msgspec
 
 from madang.core import NodeId, SiteId
-from madang.model import Chip, ChipCordon, ChipLease, ReplicaObserved, ReplicaSpec
+from madang.model import Chip, ChipCordon, ChipLease, FileTransfer, ReplicaObserved, ReplicaSpec
 
 
 class NodePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +28,7 @@ class NodeObserved(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         leases: who holds which chip, and which are not back yet.
         cordons: of the node's own rules; those that people set are the site's.
+        transfers: files on their way into its cache.
     """
 
     node: NodeId
@@ -39,4 +40,5 @@ class NodeObserved(msgspec.Struct, frozen=True, kw_only=True):
     replicas: tuple[ReplicaObserved, ...]
     leases: tuple[ChipLease, ...] = ()
     cordons: tuple[ChipCordon, ...] = ()
+    transfers: tuple[FileTransfer, ...] = ()
     version: int = 1

@@ -3,11 +3,13 @@
 import asyncio
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Request, Response
 from starlette.responses import FileResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from madang.core import Rejected
 from madang.hub.builds import list_builds
@@ -22,6 +24,7 @@ from madang.model.build import Build
 from madang.policy.coverage import ChipGroup, CoverageRow, cover
 from madang.policy.equivalence import keep_standing
 from madang.runtime.admin_http import NotFound, json_response, read_body, takes
+from madang.runtime.artifacts.serving import ANYBODY, ServedCounts
 from madang.wire.artifacts import ALG
 from madang.wire.receipts import make_kid
 
@@ -38,6 +41,18 @@ def make_router(parts: HubParts) -> APIRouter:
         """The public keys that sign manifests here: what nodes and sites put into `artifact_keys`."""
         signer = parts.artifacts.signer
         return json_response([{"alg": ALG, "kid": make_kid(signer.public_key), "public_key": signer.public_hex}])
+
+    @router.get("/transfers")
+    async def list_transfers(model: str = "") -> Response:
+        """Files on their way into caches, as sites said last."""
+        rows = parts.observed.list_rows("transfers")
+        return json_response([row for row in rows if not model or row.get("model") == model])
+
+    @router.get("/unplaced")
+    async def list_unplaced(service: str = "") -> Response:
+        """Replicas that are wanted and have no place, with the reason, as sites said last."""
+        rows = parts.observed.list_rows("unplaced")
+        return json_response([row for row in rows if not service or row.get("service") == service])
 
     @router.get("/models/{name}/coverage")
     async def cover_model(name: str) -> Response:
@@ -122,18 +137,44 @@ def make_store_router(parts: HubParts) -> APIRouter:
     async def get_artifact(sha256: str) -> Response:
         path = artifacts.find(_check(sha256))
         if path is None:
+            artifacts.served.answered(ANYBODY, "not_found")
             raise NotFound(f"artifact {sha256} is not in this store")
         headers = {"etag": f'"{sha256}"', **_FOR_EVER}
-        return FileResponse(path, media_type="application/octet-stream", headers=headers)
+        return _StoreFile(path, artifacts.served, headers)
 
     @router.get("/artifacts/{sha256}/manifest")
     async def get_manifest(sha256: str) -> Response:
         document = await artifacts.find_manifest(_check(sha256))
+        artifacts.served.answered(ANYBODY, "not_found" if document is None else "manifest")
         if document is None:
             raise NotFound(f"artifact {sha256} is not in this store")
         return Response(document, media_type="application/json", headers=_FOR_EVER)
 
     return router
+
+
+class _StoreFile(FileResponse):
+    """A file of the store, or a range of it, that is counted as it goes out."""
+
+    def __init__(self, path: Path, served: ServedCounts, headers: dict[str, str]) -> None:
+        super().__init__(path, media_type="application/octet-stream", headers=headers)
+        self._served = served
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_file = False
+
+        async def count(message: Message) -> None:
+            nonlocal is_file
+            if message["type"] == "http.response.start":
+                answer = {200: "whole", 206: "range"}.get(message["status"])
+                is_file = answer is not None
+                is_head = is_file and scope["method"] == "HEAD"
+                self._served.answered(ANYBODY, "head" if is_head else answer or "invalid_request")
+            await send(message)
+            if is_file and message["type"] == "http.response.body":
+                self._served.sent(ANYBODY, len(message.get("body", b"")))
+
+        await super().__call__(scope, receive, count)
 
 
 def _check(sha256: str) -> str:

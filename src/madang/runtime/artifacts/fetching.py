@@ -5,12 +5,14 @@ are for `madang.node.artifacts`, which hashes whole files. Called by nodes and b
 """
 
 import re
+import ssl
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from madang.core import Rejected, Unavailable
+from madang.machine.transfer import SOURCES_MAX
 from madang.model import ArtifactFile, HttpSource
 from madang.runtime.artifacts.cache import ArtifactCache
 from madang.runtime.artifacts.chunk_file import journal_path
@@ -33,15 +35,17 @@ class StoreLink:
         name: what people and logs call it.
         url: base URL.
         make_headers: proof of who asks.
+        tls: how its certificate is judged, as in ChunkSource.
     """
 
     name: str
     url: str
     make_headers: MakeHeaders = no_headers
+    tls: ssl.SSLContext | None = None
 
     def source_of(self, path: str) -> ChunkSource:
         """Return a path of the store as a source."""
-        return ChunkSource(self.name, self.url.rstrip("/") + path, self.make_headers)
+        return ChunkSource(self.name, self.url.rstrip("/") + path, self.make_headers, self.tls)
 
 
 def read_keys(texts: Sequence[str]) -> tuple[bytes, ...]:
@@ -50,6 +54,16 @@ def read_keys(texts: Sequence[str]) -> tuple[bytes, ...]:
         if not _KEY.match(text):
             raise Rejected(f"artifact key {text[:80]!r} is not 64 lower-case hex digits", next_step="madang model keys")
     return tuple(bytes.fromhex(text) for text in texts)
+
+
+def read_roots(ca_file: Path | None) -> ssl.SSLContext | None:
+    """Return how certificates are judged by a file's roots, None for the system's; raises Rejected naming the file."""
+    if ca_file is None:
+        return None
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise Rejected(f"artifact_ca_file {ca_file} cannot be used: {error}") from error
 
 
 class ChunkFetcher:
@@ -92,7 +106,9 @@ class ChunkFetcher:
             try:
                 document = client.get_small(MANIFEST_BYTES_MAX)
             except (Rejected, Unavailable):
-                continue  # the transfer, or the other way of fetching, says what became of this source
+                # The transfer, or the other way of fetching, says what became of this source.
+                self._kit.watch.broke(store.name)
+                continue
             finally:
                 client.close()
             if (found := self._believe(document, file, store.name)) is not None:
@@ -127,6 +143,7 @@ class ChunkFetcher:
         stores = self._list_stores()
         sources = [store.source_of(f"/artifacts/{file.sha256}") for store in stores]
         sources += [ChunkSource(one.url, one.url) for one in file.sources if isinstance(one, HttpSource)]
+        del sources[SOURCES_MAX:]
         what = " + ".join(source.name for source in sources[: self._kit.at_once])
         part = fetch_chunks(
             chunks,

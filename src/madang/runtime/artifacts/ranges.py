@@ -43,11 +43,13 @@ class ChunkSource:
         name: what people and logs call it.
         url: of exactly this file.
         make_headers: proof of who asks; never sent to where a redirect leads.
+        tls: how its certificate is judged; None: by the name in the URL and the system's roots.
     """
 
     name: str
     url: str
     make_headers: MakeHeaders = no_headers
+    tls: ssl.SSLContext | None = None
 
 
 class Answer(NamedTuple):
@@ -67,7 +69,7 @@ class RangeClient:
         self._connection: http.client.HTTPConnection | None = None
         self._socket: socket.socket | None = None
         self._at = ("", "")
-        self._tls: ssl.SSLContext | None = None
+        self._tls = source.tls
 
     def open(self, first_byte: int, last_byte: int) -> Answer:
         """Ask for a range, both ends included.

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -37,17 +38,67 @@ class Pins(msgspec.Struct, frozen=True, kw_only=True):
     version: int = 1
 
 
+class CacheUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cache holds, in bytes on the disk.
+
+    Attributes:
+        files: whole or not.
+        pinned_bytes: of files that somebody runs or wants.
+        loose_bytes: of files that may leave.
+        free_bytes: of the disk.
+        quota_bytes: what the cache may hold; 0 for as much as the disk has, less a margin.
+    """
+
+    files: int
+    pinned_bytes: int
+    loose_bytes: int
+    free_bytes: int
+    quota_bytes: int
+
+
+@dataclass
+class RoomCounts:
+    """What was done about room in this life: what left, and how often there was not enough."""
+
+    evicted_files: int = 0
+    evicted_bytes: int = 0
+    refusals: int = 0
+
+
 class ArtifactRoom:
     """The room of one cache.
 
     Args:
         cache: whose files it is about.
         quota_bytes: what they may take together; 0 for as much as the disk has, less a margin.
+
+    Attributes:
+        counts: of this object's life.
+        use: as `measure` found it last; None before.
     """
 
     def __init__(self, cache: ArtifactCache, quota_bytes: int = 0) -> None:
         self._cache = cache
         self._quota_bytes = quota_bytes
+        self.counts = RoomCounts()
+        self.use: CacheUse | None = None
+
+    def measure(self) -> CacheUse:
+        """Look what the cache holds; cost as `list_held`. Raises Unavailable when pins or folder cannot be read."""
+        held = self.list_held()
+        try:
+            free_bytes = shutil.disk_usage(self._cache.folder).free
+        except OSError as error:
+            raise Unavailable(f"cache {self._cache.folder} cannot be read: {error.strerror}") from error
+        pinned_bytes = sum(one.size_bytes for one in held if one.is_pinned)
+        self.use = CacheUse(
+            files=len(held),
+            pinned_bytes=pinned_bytes,
+            loose_bytes=sum(one.size_bytes for one in held) - pinned_bytes,
+            free_bytes=free_bytes,
+            quota_bytes=self._quota_bytes,
+        )
+        return self.use
 
     def pin(self, owner: str, sha256s: Collection[str]) -> None:
         """Say what `owner` needs from now on, instead of what it said before; raises Unavailable."""
@@ -115,6 +166,7 @@ class ArtifactRoom:
                 margin_bytes=DISK_MARGIN_BYTES,
             )
             if found.short_bytes:
+                self.counts.refusals += 1
                 pinned_bytes = sum(one.size_bytes for one in held if one.is_pinned)
                 raise Unavailable(
                     f"{needed_bytes >> 20} MiB do not fit into {self._cache.folder}: {free_bytes >> 20} MiB of the "
@@ -122,8 +174,11 @@ class ArtifactRoom:
                     f"are in use; {-(-found.short_bytes >> 20)} MiB are lacking",
                     next_step="raise the quota, free the disk, or stop a service that runs here",
                 )
+            sizes = {one.sha256: one.size_bytes for one in held}
             for leaving in found.leaving:
                 self._remove(leaving)
+                self.counts.evicted_files += 1
+                self.counts.evicted_bytes += sizes[leaving]
             return found.leaving
 
     @property

@@ -12,7 +12,9 @@ import contextlib
 import os
 import re
 import socket
+import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,12 +30,18 @@ from madang.wire.artifacts import FileChunks
 
 CONNECTIONS_MAX = 64
 IDLE_TIMEOUT_S = 30.0
+HANDSHAKE_TIMEOUT_S = 10.0
 _PATH = re.compile(r"/artifacts/([0-9a-f]{64})(/manifest)?\Z")
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})\Z")
 _RETRY_AFTER_S = 1
 
-Authorise = Callable[[str, Mapping[str, str]], None]
-"""Takes path and headers (lower-case names); raises Rejected for whoever may not have it."""
+ANYBODY = "anybody"
+
+Authorise = Callable[[str, Mapping[str, str]], str | None]
+"""Takes path and headers (lower-case names); returns what asks, as a label; raises Rejected for who may not have it."""
+
+FindContext = Callable[[], ssl.SSLContext]
+"""Returns the certificate to show to a new connection."""
 
 FindChunks = Callable[[str], FileChunks | None]
 """Returns what a believed manifest says of a file that is not whole yet."""
@@ -48,6 +56,30 @@ class _Part(NamedTuple):
     size_bytes: int
 
 
+class ServedCounts:
+    """Requests by asker and answer, and bytes by asker, over all ports of a program."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: Counter[tuple[str, str]] = Counter()
+        self._bytes: Counter[str] = Counter()
+
+    def answered(self, asker: str, answer: str) -> None:
+        """Count a request."""
+        with self._lock:
+            self._requests[asker, answer] += 1
+
+    def sent(self, asker: str, size_bytes: int) -> None:
+        """Count bytes that went out."""
+        with self._lock:
+            self._bytes[asker] += size_bytes
+
+    def read(self) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
+        """Return requests by asker and answer, and bytes by asker."""
+        with self._lock:
+            return dict(self._requests), dict(self._bytes)
+
+
 class ArtifactServer:
     """One port over one cache.
 
@@ -56,6 +88,8 @@ class ArtifactServer:
         authorise: judges every request.
         find_chunks: what a believed manifest says of a file that is not whole yet.
         host, port: where it listens; port 0 takes a free one.
+        counts: what is counted; one's own without.
+        find_context: makes it a TLS port.
     """
 
     def __init__(
@@ -65,10 +99,15 @@ class ArtifactServer:
         find_chunks: FindChunks,
         host: str,
         port: int,
+        *,
+        counts: ServedCounts | None = None,
+        find_context: FindContext | None = None,
     ) -> None:
         listener = open_listener(host, port)
         self.port = int(listener.getsockname()[1])
         self._server = _Server(listener, folder, authorise, find_chunks)
+        self._server.counts = counts or ServedCounts()
+        self._server.find_context = find_context
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="artifacts", daemon=True)
 
     def start(self) -> None:
@@ -87,6 +126,8 @@ class _Server(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
+    counts: ServedCounts
+    find_context: FindContext | None = None
 
     def __init__(self, listener: socket.socket, folder: Path, authorise: Authorise, find_chunks: FindChunks) -> None:
         super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
@@ -99,6 +140,7 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._room.acquire(blocking=False):
+            self.counts.answered(ANYBODY, "busy")
             self.shutdown_request(request)
             return
         with self._lock:
@@ -106,12 +148,26 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        wire = request
         try:
-            super().process_request_thread(request, client_address)
+            if self.find_context is not None:
+                wire = self._shake_hands(request, self.find_context())
+            super().process_request_thread(wire, client_address)
+        except (OSError, ValueError):
+            # Of the handshake: what came is no TLS, or the other side does not like our certificate.
+            self.counts.answered(ANYBODY, "no_tls")
         finally:
             with self._lock:
-                self._open.discard(request)
+                self._open -= {request, wire}
             self._room.release()
+
+    def _shake_hands(self, request: socket.socket, context: ssl.SSLContext) -> socket.socket:
+        """Return the connection under TLS; in the connection's own thread, so that nobody else waits."""
+        request.settimeout(HANDSHAKE_TIMEOUT_S)
+        wire = context.wrap_socket(request, server_side=True)
+        with self._lock:
+            self._open.add(wire)
+        return wire
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a peer that goes away in the middle of an answer is normal life."""
@@ -158,6 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     server: _Server
+    asker = ANYBODY
 
     protocol_version = "HTTP/1.1"
     timeout = IDLE_TIMEOUT_S
@@ -176,12 +233,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing per request."""
 
     def _answer(self, *, is_head: bool) -> None:
+        self.asker = ANYBODY
         match = _PATH.match(self.path)
         if match is None:
             self._refuse(404, "not_found", "this port serves /artifacts/<sha256>")
             return
         try:
-            self.server.authorise(self.path, {name.lower(): value for name, value in self.headers.items()})
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            self.asker = self.server.authorise(self.path, headers) or ANYBODY
         except Rejected as error:
             self._refuse(401, "invalid_token", error.message)
             return
@@ -195,6 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
         if document is None:
             self._refuse(404, "not_found", f"no manifest of {sha256} is here")
         else:
+            self.server.counts.answered(self.asker, "manifest")
             self._send_body(200, document)
 
     def _send_file(self, sha256: str, *, is_head: bool) -> None:
@@ -221,6 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
             # It became whole, or left, this moment.
             self._refuse(503, "unavailable", f"artifact {sha256} moves", retry_after_s=_RETRY_AFTER_S)
             return
+        self.server.counts.answered(self.asker, "head" if is_head else "range" if is_range else "whole")
         try:
             left_bytes = part.last + 1 - part.first
             self.send_response(206 if is_range else 200)
@@ -239,7 +300,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_bytes(self, descriptor: int, offset: int, left_bytes: int) -> None:
         self.wfile.flush()
         with open(descriptor, "rb", buffering=0, closefd=False) as opened:
-            sent = self.connection.sendfile(opened, offset, left_bytes)
+            try:
+                sent = self.connection.sendfile(opened, offset, left_bytes)
+            finally:
+                # It leaves the file's position behind the last byte that went out, also when it fails.
+                self.server.counts.sent(self.asker, max(0, opened.tell() - offset))
         if sent < left_bytes:
             self.close_connection = True
 
@@ -252,6 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _refuse(self, status: int, code: str, message: str, *, retry_after_s: int | None = None) -> None:
+        self.server.counts.answered(self.asker, code)
         body = msgspec.json.encode({"error": {"code": code, "message": message, "next_step": ""}})
         self.send_response(status)
         if retry_after_s is not None:

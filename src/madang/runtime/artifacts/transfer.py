@@ -63,6 +63,16 @@ class BadChunk:
     source: str
 
 
+class ChunkWatch:
+    """Told what comes of sources, from the threads of transfers; this one does not listen."""
+
+    def judged(self, sha256: str, source: str, size_bytes: int, *, is_right: bool) -> None:
+        """Note a chunk of a file that came from a source, and whether it is what the manifest says."""
+
+    def broke(self, source: str) -> None:
+        """Note that a source failed, or refused."""
+
+
 @dataclass(frozen=True)
 class TransferKit:
     """What transfers of one program share.
@@ -71,6 +81,7 @@ class TransferKit:
         at_once: sources of one file that are asked at the same time.
         patience_s: how long nothing may come before a transfer gives up; what is finished stays.
         on_bad: told the first time that a source sends a wrong chunk, from a thread of the transfer.
+        watch: told of every chunk and every failure, for counts.
     """
 
     clock: Clock
@@ -80,6 +91,7 @@ class TransferKit:
     patience_s: float = 60.0
     read_timeout_s: float = READ_TIMEOUT_S
     on_bad: Callable[[BadChunk], None] = field(default=lambda _bad: None)
+    watch: ChunkWatch = field(default_factory=ChunkWatch)
 
 
 def fetch_chunks(
@@ -123,6 +135,7 @@ def fetch_chunks(
                 )
             for index in wrong:
                 kit.on_bad(BadChunk(file.name, file.sha256, index, "disk"))
+                kit.watch.judged(file.sha256, "disk", file.span_of(index)[1], is_right=False)
             chunk_file.forget(wrong)
         raise Unavailable(
             f"{file.name}: the disk of {folder} lost chunks {_REPAIRS_MAX} times", next_step="replace the disk"
@@ -290,6 +303,8 @@ class _Run:
                 self._chunks.write(item.chunk, data)
             data.release()
             self._buffers.put(item.buffer)
+            source = self._sources[item.source].name
+            self._kit.watch.judged(self._file.sha256, source, item.size_bytes, is_right=is_right)
             kind = ChunkStored if is_right else ChunkWrong
             self._events.put(kind(item.source, item.chunk))
 
@@ -383,10 +398,12 @@ class _Receiver:
         self._came = 0
         try:
             self._receive(first, count)
-        except Rejected as error:
-            return SourceBroke(self._index, self._came, error.message, is_final=True)
-        except Unavailable as error:
-            return SourceBroke(self._index, self._came, error.message, retry_after_s=error.retry_after_s)
+        except (Rejected, Unavailable) as error:
+            if not self._is_ended.is_set():
+                self._run.kit.watch.broke(self._client.source.name)
+            is_final = isinstance(error, Rejected)
+            after_s = None if isinstance(error, Rejected) else error.retry_after_s
+            return SourceBroke(self._index, self._came, error.message, is_final=is_final, retry_after_s=after_s)
         return SourceEnded(self._index, self._came)
 
     def _receive(self, first: int, count: int) -> None:
