@@ -7,6 +7,7 @@ pulled: the one image is put together here from Debian's Python, this source tre
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import tarfile
 import tempfile
@@ -44,10 +45,10 @@ class Podman:
         image: name and digest of the one image that it has.
     """
 
-    def __init__(self, folder, socket, environ):
-        self.folder, self.socket, self._environ = folder, socket, environ
+    def __init__(self, folder, path):
+        self.folder, self.socket = folder, path
         self.image = ""
-        self.http = httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=60)
+        self.http = httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=60)
 
     def ask(self, method, path, **options):
         answer = self.http.request(method, _API + path, **options)
@@ -78,11 +79,11 @@ def running_podman():
     # Short: a socket's path has 108 bytes, and Podman's run folder 50.
     folder = Path(tempfile.mkdtemp(prefix="mdg-", dir="/tmp"))
     environ = _configure(root, folder)
-    socket = folder / "podman.sock"
-    argv = [root / "usr/bin/podman", "system", "service", "--time=0", f"unix://{socket}"]
+    path = folder / "podman.sock"
+    argv = [root / "usr/bin/podman", "system", "service", "--time=0", f"unix://{path}"]
     with (folder / "service.log").open("wb") as log:
         process = subprocess.Popen(argv, env=environ, stdout=log, stderr=log, start_new_session=True)
-    podman = Podman(folder, socket, environ)
+    podman = Podman(folder, path)
     try:
         _wait_for(podman, process, folder / "service.log")
         podman.load(_make_image(folder))
@@ -106,13 +107,19 @@ def _remove(folder):
 def _wait_for(podman, process, log):
     deadline_s = time.monotonic() + _START_S
     while True:
-        with contextlib.suppress(httpx.TransportError):
+        if _listens(podman.socket):
             podman.ask("GET", "/version")
             return
         if process.poll() is not None:
             pytest.skip(f"podman does not run here: {log.read_text(errors='replace')[-300:]}")
         assert time.monotonic() < deadline_s, "podman does not answer"
         time.sleep(0.05)
+
+
+def _listens(path):
+    """Return whether somebody listens there; httpx would leave a socket open when nobody does."""
+    with socket.socket(socket.AF_UNIX) as trial:
+        return trial.connect_ex(str(path)) == 0
 
 
 def _configure(root, folder):
