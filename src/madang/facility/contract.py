@@ -117,6 +117,10 @@ class Twin(Protocol):
         """Answer no longer; leave nothing behind."""
         ...
 
+    def fault(self, fault: "TwinFault | None") -> None:
+        """Misbehave from now on; None: no longer."""
+        ...
+
 
 class TwinFault(msgspec.Struct, frozen=True, kw_only=True):
     """How a twin misbehaves until it is told otherwise.
