@@ -149,6 +149,8 @@ WRONG = {
     "part not in the profile": (TEXT.replace("door1", "door9"), "parts.door9", "door1"),
     "part of nothing": (TEXT.replace('door1 = "door"', 'door1 = "gate"'), "'gate'", "parts.door1"),
     "poll": (TEXT.replace("poll_s = 5", "poll_s = 0"), "poll_s", "above 0"),
+    "secret in clear": (TEXT.replace("poll_s = 5", 'options = { community = "x" }'), "a secret in clear", "store"),
+    "secret in the address": (TEXT.replace("10.0.0.1:161", "https://me:word@10.0.0.1"), "a secret in clear", "store"),
     "pue no list": (TEXT.replace("[[pue]]", "[pue]"), "[pue]", "[[pue]]"),
     "no site": (TEXT.replace("[site]", "[place]"), "'place'", "site"),
     "no name": (TEXT.replace('name = "here"', ""), "[site]", "name"),
@@ -174,6 +176,7 @@ def test_a_mistake_is_named_with_its_place_and_what_is_expected(case: str) -> No
         parse(text)
     assert place in str(refused.value), str(refused.value)
     assert expected in str(refused.value), str(refused.value)
+    assert "word@" not in str(refused.value)
 
 
 def test_a_file_that_cannot_be_read_or_names_no_profile(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The check of a site finds each thing that was put wrong, and nothing in a site that is right."""
 
+import msgspec
 import pytest
 from tests.policy.small_site import SERVERS, add, change, edge, equipment, feeds, point, small_site, without
 
@@ -94,6 +95,9 @@ BROKEN = {
     "no_detector": lambda m: without(m, equipment=lambda e: e.equipment_id == "smoke"),
     "meters_overlap": lambda m: add(
         m, pieces=[equipment("meter_2", EquipmentKind.METER)], edges=[edge(EdgeKind.MEASURES, "meter_2", "utility")]
+    ),
+    "battery_slow": lambda m: add(
+        m, points=[msgspec.structs.replace(point("ups_a.charge", Quantity.CHARGE), stale_s=180.0)]
     ),
     "odd_point": lambda m: add(m, points=[point("s1.charge", Quantity.CHARGE)]),
     "unknown_point": lambda m: without(m, points=lambda p: p.point_id == "meter.energy"),

@@ -15,6 +15,7 @@ from madang.policy.facility.tariff import (
     EnergyTariff,
     TariffBook,
     billing_demand_w,
+    metered_holidays,
     parse_book,
     parse_micro_won,
 )
@@ -183,6 +184,15 @@ def test_files_that_are_wrong_are_named() -> None:
         TariffBook(
             adders=[Adder(name="a", title="", valid_from="2026-01-01", won_per_kwh="x", known_until="", source="")]
         )
+
+
+def test_holidays_of_one_year_are_metered_as_weekdays() -> None:
+    named = {
+        date(2024, 10, 1): "Armed Forces Day",
+        date(2025, 1, 27): "Temporary Public Holiday",
+        date(2024, 10, 3): "National Foundation Day",
+    }
+    assert metered_holidays(named) == {date(2024, 10, 3)}
 
 
 @pytest.mark.parametrize(

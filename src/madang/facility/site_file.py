@@ -31,6 +31,8 @@ from madang.model.facility_site import (
 _ID = re.compile(r"[a-z0-9_]{1,64}\Z")
 _FEEDS = ("A", "B")
 _PHASES = ("L1", "L2", "L3")
+_SECRET_KEYS = frozenset({"password", "passphrase", "community", "token", "auth_key", "priv_key", "secret"})
+_SECRET_URL = re.compile(r"[a-z]+://[^/@]*:[^/@]*@")
 _DEVICES_MAX = 2000
 _BYTES_MAX = 4 << 20
 T = TypeVar("T")
@@ -266,6 +268,11 @@ class _Reader:
                 self._refuse(f"{place} driver = {device.driver!r}", f"expected are {', '.join(DRIVERS)}")
             if min(device.poll_s, device.timeout_s) <= 0:
                 self._refuse(f"{place} poll_s and timeout_s", "expected are numbers of seconds above 0")
+            if _SECRET_KEYS & set(device.options) or _SECRET_URL.match(device.address):
+                # Neither the word nor the address is repeated: errors end in logs.
+                self._refuse(
+                    f"{place} holds a secret in clear", "put it into the site's secret store and name it: secret = NAME"
+                )
             self._known(device.equipment, rows, f"{place} equipment")
             for part, owner in device.parts.items():
                 self._known(owner, rows, f"{place} parts.{part}")

@@ -19,6 +19,9 @@ _COOLERS = (EquipmentKind.COOLING_UNIT, EquipmentKind.CHILLER, EquipmentKind.CDU
 _MEASURED = LOADS | CARRIERS | {EquipmentKind.UTILITY, EquipmentKind.DOOR}
 _UNMEASURED = frozenset({EquipmentKind.BREAKER, EquipmentKind.PANEL})
 """What seldom has a reading of its own; that others read the same current is enough."""
+_CHARGE_STALE_S = 30.0
+"""Three polls of 10 s: how often batteries are to be watched by the Korean guideline on protecting data centers
+(집적정보통신시설 보호지침, 2024), which binds larger ones."""
 _CAPS = frozenset({Quantity.POWER_LIMIT, Quantity.POWER})
 _SWITCHES = frozenset({Quantity.STATE})
 _ONLY_ON: dict[Quantity, frozenset[EquipmentKind]] = {
@@ -41,6 +44,7 @@ def check_site(model: SiteModel, plan: SitePlan) -> tuple[Finding, ...]:
         _actuators(graph, plan),
         _alarms(graph, plan),
         _batteries(graph, plan),
+        _watched(graph, plan),
         _zones(graph, plan),
         _pue(graph, plan),
         _contract(graph, plan),
@@ -179,10 +183,17 @@ def _batteries(graph: SiteGraph, plan: SitePlan) -> Iterator[Finding]:
         is_falling = all(a[0] < b[0] and a[1] >= b[1] for a, b in pairwise(table))
         if not is_falling or any(power <= 0 or seconds <= 0 for power, seconds in table):
             yield find("range_wrong", place, what="runtime_table has rising watts above 0 with falling seconds")
+
+
+def _watched(graph: SiteGraph, plan: SitePlan) -> Iterator[Finding]:
+    """Yield the UPSs whose batteries nobody describes, or looks at often enough."""
     described = {battery.ups for battery in plan.batteries}
     for one in graph.of_kind((EquipmentKind.UPS,)):
         if one.equipment_id not in described:
             yield find("no_battery", one.equipment_id)
+        for point in graph.points_of(one.equipment_id, Quantity.CHARGE):
+            if point.stale_s > _CHARGE_STALE_S:
+                yield find("battery_slow", one.equipment_id, what=f"{point.stale_s:.0f}")
 
 
 def _zones(graph: SiteGraph, plan: SitePlan) -> Iterator[Finding]:

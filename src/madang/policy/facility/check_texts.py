@@ -230,6 +230,13 @@ TEXTS: dict[str, RuleText] = {
         "add [battery.{place}] with energy_wh",
         "[battery.{place}]를 추가하세요",
     ),
+    "battery_slow": RuleText(
+        _W,
+        "its charge may be {what} s old before anybody notices; batteries are watched every 10 s",
+        "충전 상태가 {what}초까지 오래될 수 있습니다. 배터리는 10초마다 살펴야 합니다",
+        "poll its device every 10 s or more often",
+        "장치의 poll_s를 10 이하로 하세요",
+    ),
     "no_detector": RuleText(
         _N,
         "the site has no {other}",

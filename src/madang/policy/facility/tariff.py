@@ -256,6 +256,19 @@ def kind_of(day: date, holidays: Collection[date]) -> DayKind:
     return DayKind.SATURDAY if day.weekday() == _SATURDAY else DayKind.WEEKDAY
 
 
+def metered_holidays(named: Mapping[date, str]) -> frozenset[date]:
+    """Return the public holidays by which the utility meters: without those that the government names for one year.
+
+    Args:
+        named: Korean holidays by their English names, such as `holidays.KR(language="en_US")` of the library
+            `holidays`. Armed Forces Day has been a holiday for one year only, 2024, since 1991.
+    """
+    return frozenset(day for day, name in named.items() if not any(word in name for word in _ONE_YEAR))
+
+
+_ONE_YEAR = ("Temporary Public Holiday", "Armed Forces Day")
+
+
 def season_of(tariff: EnergyTariff, day: date) -> str:
     """Return the season that a day is in; empty where the table has none."""
     return next((name for name, months in tariff.seasons.items() if day.month in months), "")
