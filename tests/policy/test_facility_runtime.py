@@ -127,5 +127,8 @@ def test_without_load_or_charge_only_the_devices_word_is_left_and_doubted() -> N
     found = runtime(VRLA, NOTHING, fact(100), fact(90), fact(1200))
     assert (found.expected_s.value, found.p10_s.value) == (1200, 600)
     assert found.p10_s.quality is Quality.UNCERTAIN
+    idle = runtime(VRLA, fact(0), fact(100), fact(90), NOTHING)
+    assert idle.p10_s.value is None, "recorded UPSs say 0 W under load: that is no day of runtime"
+    assert "0 W" in idle.p10_s.reason
     silent = runtime(VRLA, NOTHING, fact(100), fact(90), fact(-1))
     assert (silent.p10_s.value, silent.p10_s.quality) == (None, Quality.BAD)

@@ -39,6 +39,16 @@ def test_a_discharge_that_is_faster_than_thought_shortens_the_site() -> None:
     assert after.runtime_s.value < before.runtime_s.value
 
 
+@pytest.mark.parametrize("said_w", [None, 0.0, 100.0])
+def test_a_ups_that_says_too_little_is_not_believed(said_w) -> None:
+    right = site_facts(read(site(), WELL), PLAN).runtimes["ups_a"]
+    found = site_facts(read(site(), WELL | {"ups_a.power_output": said_w}), PLAN).runtimes["ups_a"]
+    assert found.p10_s.value == pytest.approx(right.p10_s.value), "half of what the servers take, as they say"
+    assert found.p10_s.quality is Quality.UNCERTAIN
+    assert right.p10_s.quality is Quality.GOOD
+    assert found.p10_s.reason
+
+
 def test_a_site_about_which_nothing_is_known_says_so_and_gives_no_number() -> None:
     found = site_facts(read(site(), {}), PLAN)
     for fact in (found.runtime_s, found.thermal_margin_k, found.time_to_limit_s, found.pue):

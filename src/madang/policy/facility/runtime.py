@@ -68,7 +68,7 @@ def runtime(
 
     Args:
         battery: its parameters.
-        power: W at its output.
+        power: W at its output; 0 W says nothing of a runtime: recorded UPSs say it under load.
         charge: 0 to 100 %.
         health: 0 to 100 %; one that nobody reads is the file's.
         device: what it says itself, s.
@@ -78,6 +78,8 @@ def runtime(
     believed = believe_device(device, charge, device_before, is_discharging=len(discharge) > 1)
     parts = [power, charge]
     missing = next((fact for fact in parts if fact.value is None), None)
+    if missing is None and (power.value or 0.0) <= 0:
+        missing = unknown("the UPS gives 0 W: no runtime can be said of that", (power,))
     if missing is not None:
         return _without_model(missing, believed)
     assert power.value is not None

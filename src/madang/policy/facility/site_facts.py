@@ -8,11 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from madang.model import EquipmentKind, Fact, Quantity
+from madang.model import EquipmentKind, Fact, Quality, Quantity
 from madang.model.facility_site import SitePlan
+from madang.policy.facility.graph import flow
 from madang.policy.facility.headroom import Headroom, cooling_headroom, power_headroom, rack_headroom, site_headroom
 from madang.policy.facility.pue import Pue, pue_instant
-from madang.policy.facility.readings import Readings, least, unknown
+from madang.policy.facility.readings import Readings, derive, least, unknown
 from madang.policy.facility.runtime import ChargeReading, Runtime, runtime
 from madang.policy.facility.thermal import ThermalFacts, thermal_facts
 
@@ -72,7 +73,7 @@ def site_facts(
     graph = readings.graph
     headrooms = (*power_headroom(readings, lost), *cooling_headroom(readings, lost))
     racks = [one.equipment_id for one in graph.of_kind((EquipmentKind.RACK,))]
-    runtimes = _runtimes(readings, plan, discharges or {})
+    runtimes = _runtimes(readings, plan, lost, discharges or {})
     slopes = slopes_k_s or {}
     thermals = {zone.place: thermal_facts(readings, zone, lost, slopes.get(zone.place)) for zone in plan.zones}
     # Those whose points read energy are for intervals.
@@ -92,12 +93,32 @@ def site_facts(
     )
 
 
+def _output(read: Fact, known_w: float, planned_w: float) -> Fact:
+    """Return what a UPS gives: as it says, but no less than what is read behind it, else what is planned there."""
+    if read.value is not None and read.value > 0:
+        if read.value >= known_w * _BELIEVED:
+            return read
+        return derive(known_w, (read, _DOUBT), f"it says {read.value:.0f} W and {known_w:.0f} W are read behind it")
+    return derive(planned_w, (read, _DOUBT), "its output is taken from what hangs on it")
+
+
+_BELIEVED = 0.8
+"""Meters differ, and its loads may not all be read: below that part the UPS is wrong. Engineering estimate."""
+_DOUBT = Fact(value=0.0, quality=Quality.UNCERTAIN)
+
+
 def _reads_power(readings: Readings, names: Collection[str]) -> bool:
     points = readings.graph.points
     return any(name in points and points[name].quantity is Quantity.POWER for name in names)
 
 
-def _runtimes(readings: Readings, plan: SitePlan, discharges: Mapping[str, Discharge]) -> dict[str, Runtime]:
+def _runtimes(
+    readings: Readings, plan: SitePlan, lost: Collection[str], discharges: Mapping[str, Discharge]
+) -> dict[str, Runtime]:
+    draws = readings.draws()
+    all_w = {name: fact.value or 0.0 for name, fact in draws.items()}
+    read_w = {name: fact.value or 0.0 for name, fact in draws.items() if fact.quality is Quality.GOOD}
+    flows, flows_read = flow(readings.graph, all_w, lost), flow(readings.graph, read_w, lost)
     found = {}
     for battery in plan.batteries:
         ups = readings.graph.by_id.get(battery.ups)
@@ -106,7 +127,7 @@ def _runtimes(readings: Readings, plan: SitePlan, discharges: Mapping[str, Disch
         seen = discharges.get(battery.ups, Discharge())
         found[battery.ups] = runtime(
             battery,
-            readings.power(ups),
+            _output(readings.power(ups), flows_read[battery.ups].power_w, flows[battery.ups].power_w),
             readings.first(battery.ups, Quantity.CHARGE),
             readings.first(battery.ups, Quantity.HEALTH),
             readings.first(battery.ups, Quantity.RUNTIME),
