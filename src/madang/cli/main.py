@@ -14,6 +14,7 @@ from madang.cli import (
     access_log,
     catalog,
     embedded,
+    facility,
     keys,
     prices,
     programs,
@@ -76,6 +77,7 @@ usage.register(app)
 receipts.register(app)
 access_log.register(app)
 simulate.register(app)
+facility.register(app)
 
 
 def main() -> None:

@@ -145,10 +145,10 @@ def load_profile(driver: str, name: str, *, folder: Path | None = None) -> Profi
         except OSError as error:
             raise Rejected(f"the profile {path} cannot be read: {error}") from error
     else:
+        known = list_profiles(driver)
+        if name not in known:
+            raise Rejected(f"the driver {driver} has no profile {name!r}; it has {', '.join(known) or 'none'}")
         source = resources.files(f"madang.facility.{driver}") / "profiles" / f"{name}.toml"
-        if not source.is_file():
-            known = ", ".join(list_profiles(driver)) or "none"
-            raise Rejected(f"the driver {driver} has no profile {name!r}; it has {known}")
         text = source.read_text(encoding="utf-8")
     try:
         return msgspec.convert(tomllib.loads(text), Profile)

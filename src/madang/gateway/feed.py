@@ -153,6 +153,10 @@ class Live:
         """
         self.written_ns = live.written_ns
         self.admission_closed_reason = live.admission_closed_reason
+        self.shed_from = live.shed_from
+        self.is_spilling = live.is_spilling
+        self.envelope_reason = live.envelope_reason
+        self.envelope_until_ns = live.envelope_until_ns
         self.replicas: dict[str, tuple[LiveReplica, ...]] = {}
         self.replicas_by_id: dict[str, LiveReplica] = {}
         self.peers: dict[SiteId, LivePeer] = {}
@@ -188,7 +192,15 @@ class Live:
                 in_flight=every.in_flight + load.in_flight,
             )
         for load in (*peer.services, every):
-            choice = PeerChoice(peer.site, peer.digest_age_s, load.replicas_ready, load.slots, load.in_flight)
+            choice = PeerChoice(
+                peer.site,
+                peer.digest_age_s,
+                load.replicas_ready,
+                load.slots,
+                load.in_flight,
+                shed_from=peer.shed_from,
+                is_spilling=peer.is_spilling,
+            )
             self.choices[load.service] = (*self.choices.get(load.service, ()), choice)
 
 
