@@ -131,6 +131,12 @@ def test_a_file_becomes_a_site() -> None:
     assert site.plan.contract is not None
 
 
+def test_what_an_outlet_gives_is_said_to_be_its_output() -> None:
+    text = TEXT.replace('kind = "ups"\n', 'kind = "rack_pdu"\n', 1)
+    points = {point.point_id: point.context for point in parse(text).model.points}
+    assert points == {"ups.power": "output", "ups.limit": "", "door.state_open": "output"}
+
+
 WRONG = {
     "unknown table": (TEXT + "\n[typo]\nx = 1\n", "'typo'", "equipment"),
     "unknown key": (TEXT.replace("energy_wh = 900", "energy = 9"), "[battery.ups] has the unknown key 'energy'", "_wh"),

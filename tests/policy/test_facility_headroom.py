@@ -48,7 +48,7 @@ def test_after_the_loss_of_one_ups_the_other_carries_everything() -> None:
 def test_apparent_power_has_its_own_headroom() -> None:
     values = {f"{name}.power": 1000.0 for name in SERVERS}
     model = add(small_site(), points=[point("ups_a.power_factor", Quantity.POWER_FACTOR, context="output")])
-    for factor, expected in ((0.8, 4000 / 0.9 - 3000 / 0.8), (1.0, 4000 / 0.9 - 3000)):
+    for factor, expected in ((0.8, 4000 / 0.9 - 3000 / 0.8), (-0.8, 4000 / 0.9 - 3000 / 0.8), (1.0, 4000 / 0.9 - 3000)):
         found = power_headroom(read(model, {**values, "ups_a.power_factor": factor}))
         (one,) = [one for one in found if (one.place, one.what) == ("ups_a", "apparent")]
         assert one.headroom.value == pytest.approx(expected)
@@ -202,6 +202,9 @@ def test_three_phase_powers_add_up_where_only_phases_are_read() -> None:
     )
     readings = read(model, {"big.power_l1": 100.0, "big.power_l2": 200.0, "big.power_l3": 300.0})
     assert readings.power(readings.graph.by_id["big"]).value == 600
+    model = add(model, points=[point("ups_a.power_l1", Quantity.POWER, PointKind.METER, "output L1")])
+    single = read(model, {"ups_a.power_output": None, "ups_a.power_l1": 70.0})
+    assert single.power(single.graph.by_id["ups_a"]).value == 70
     half = read(model, {"big.power_l1": 100.0, "big.power_l2": None, "big.power_l3": 300.0})
     assert half.power(half.graph.by_id["big"]).value is None
 

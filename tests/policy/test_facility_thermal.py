@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.policy.small_site import SERVERS, add, edge, equipment, point, read, sample, small_site
 
-from madang.model import EdgeKind, EquipmentKind, Quality, Quantity
+from madang.model import EdgeKind, EquipmentKind, PointKind, Quality, Quantity
 from madang.model.facility_site import ThermalClass, ThermalZone
 from madang.policy.facility.thermal import (
     HORIZON_S,
@@ -116,12 +116,13 @@ def wet_site():
             point("probe.temperature", Quantity.TEMPERATURE, context="ambient"),
             point("probe.humidity", Quantity.HUMIDITY),
             point("loop.temperature_supply", Quantity.TEMPERATURE, context="supply"),
+            point("loop.setpoint", Quantity.TEMPERATURE, PointKind.SETPOINT, "supply"),
         ],
     )
 
 
 def test_condensation_is_the_coldest_supply_over_the_dew_point() -> None:
-    values = {"probe.temperature": 25.0, "probe.humidity": 60.0, "loop.temperature_supply": 18.0}
+    values = {"probe.temperature": 25.0, "probe.humidity": 60.0, "loop.temperature_supply": 18.0, "loop.setpoint": 5.0}
     readings = read(wet_site(), values)
     assert dew_point(readings, "room").value == pytest.approx(16.70, abs=0.06)
     assert condensation_margin(readings, "room", "loop").value == pytest.approx(1.30, abs=0.06)

@@ -145,7 +145,7 @@ class _Reader:
             self._refuse("has no [equipment.NAME]", "describe at least one piece of equipment")
         edges = tuple(edge for owner, row in rows.items() for edge in self._edges(owner, row, rows))
         devices, profiles = self._devices(raw, rows)
-        points, point_devices = self._points(devices, profiles)
+        points, point_devices = self._points(devices, profiles, rows)
         return SiteFile(
             title=head.title,
             model=SiteModel(
@@ -293,7 +293,7 @@ class _Reader:
         return profile
 
     def _points(
-        self, devices: tuple[Device, ...], profiles: Mapping[str, Profile]
+        self, devices: tuple[Device, ...], profiles: Mapping[str, Profile], rows: Mapping[str, _EquipmentTable]
     ) -> tuple[tuple[Point, ...], dict[str, str]]:
         points: list[Point] = []
         owners: dict[str, str] = {}
@@ -304,6 +304,9 @@ class _Reader:
                 )
                 if point is None:
                     continue
+                if spec.part and not spec.context and rows[device.equipment].kind is EquipmentKind.RACK_PDU:
+                    # What an outlet gives is one cord of what hangs on it.
+                    point = msgspec.structs.replace(point, context="output")
                 if point.point_id in owners:
                     self._refuse(
                         f"[device.{device.device_id}] gives {point.point_id}, as {owners[point.point_id]} does already",

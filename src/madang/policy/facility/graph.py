@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
-from madang.model import Edge, EdgeKind, Equipment, EquipmentKind, Point, Quantity, SiteModel
+from madang.model import Edge, EdgeKind, Equipment, EquipmentKind, Point, PointKind, Quantity, SiteModel
 
 SOURCES = frozenset({EquipmentKind.UTILITY, EquipmentKind.GENERATOR, EquipmentKind.PHOTOVOLTAIC})
 """Where power comes from."""
@@ -28,6 +28,7 @@ COOLING_LOADS = frozenset({EquipmentKind.COOLING_UNIT, EquipmentKind.CHILLER, Eq
 LOADS = IT_LOADS | COOLING_LOADS
 """What takes power; their rating is what they draw at most."""
 PHASES = ("L1", "L2", "L3")
+_COMMANDED = (PointKind.SETPOINT, PointKind.COMMAND)
 _INLETS = (("inlet", "intake"), ("ambient", "room", "cold_aisle"))
 
 
@@ -96,9 +97,13 @@ class SiteGraph:
     def points_of(self, equipment_id: str, quantity: Quantity, contexts: Collection[str] = ()) -> tuple[Point, ...]:
         """Return the points of a piece of equipment that read a quantity, in one of the contexts where some are given.
 
-        Those of an earlier context come first.
+        Those of an earlier context come first. What is commanded reads nothing: a setpoint is no temperature.
         """
-        found = [point for point in self._points_of.get(equipment_id, ()) if point.quantity is quantity]
+        found = [
+            point
+            for point in self._points_of.get(equipment_id, ())
+            if point.quantity is quantity and point.kind not in _COMMANDED
+        ]
         if not contexts:
             return tuple(found)
         wanted = list(contexts)

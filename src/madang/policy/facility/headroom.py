@@ -103,7 +103,7 @@ def _of_equipment(
 ) -> list[Headroom]:
     name = one.equipment_id
     factor = readings.first(name, Quantity.POWER_FACTOR, ("output", "", "total")).value
-    power_factor = min(max(factor, _POWER_FACTOR_MIN), 1.0) if factor is not None else POWER_FACTOR_ASSUMED
+    power_factor = min(max(abs(factor), _POWER_FACTOR_MIN), 1.0) if factor is not None else POWER_FACTOR_ASSUMED
     loads = {loss: by_name[name] for loss, by_name in flows.items()}
     found = []
     limit = limit_w(one, power_factor)

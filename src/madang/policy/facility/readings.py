@@ -7,7 +7,7 @@ derived. Called by every derived fact.
 from collections.abc import Collection, Iterable, Mapping
 
 from madang.model import Equipment, EquipmentKind, Fact, Point, Quality, Quantity, Sample
-from madang.policy.facility.graph import CARRIERS, LOADS, SiteGraph
+from madang.policy.facility.graph import CARRIERS, LOADS, PHASES, SiteGraph
 
 _WORST = (Quality.GOOD, Quality.SUBSTITUTED, Quality.UNCERTAIN, Quality.STALE, Quality.BAD)
 _INPUT = ("input", "", "total", "chassis")
@@ -73,9 +73,12 @@ class Readings:
         whole = self.first(one.equipment_id, Quantity.POWER, contexts)
         if whole.value is not None:
             return whole
-        phases = [self.first(one.equipment_id, Quantity.POWER, (name,)) for name in ("L1", "L2", "L3")]
-        parts = [fact.value for fact in phases[: one.ratings.phases] if fact.value is not None]
-        return derive(sum(parts), phases) if len(parts) == one.ratings.phases == 3 else whole
+        phases = [
+            self.first(one.equipment_id, Quantity.POWER, (name, f"output {name}"))
+            for name in PHASES[: one.ratings.phases]
+        ]
+        parts = [fact.value for fact in phases if fact.value is not None]
+        return derive(sum(parts), phases) if len(parts) == len(phases) else whole
 
     def draw(self, one: Equipment) -> Fact:
         """Return what a load draws: read, else its name plate, which is uncertain and the safe side."""
