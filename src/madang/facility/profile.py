@@ -26,6 +26,7 @@ class PointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         valid: smallest and largest plausible value, in the quantity's unit; outside of it the sample is bad.
         states: of a STATE: the word of each raw number.
         stale_s: when a sample is too old; 0 takes three polls of the device.
+        still_s: after how long without a change a value is doubted; 0: never (see `madang.facility.still`).
         options: what the driver needs besides (register type, word order, SNMP index, …).
         source: where it is documented or was recorded.
     """
@@ -41,6 +42,7 @@ class PointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     valid: tuple[float, float] | None = None
     states: dict[str, str] = {}
     stale_s: float = 0.0
+    still_s: float = 0.0
     options: dict[str, str | int | float | bool] = {}
     source: str = ""
 
