@@ -107,7 +107,7 @@ def test_nothing_is_commanded():
         (b"x" * 2 * codec.LINE_BYTES_MAX, "a line over"),
         (b"BEGIN LIST VAR ups\n" + b'VAR ups a.b "1"\n' * (codec.LINES_MAX + 1), "lists more than"),
         (b"BEGIN LIST VAR other\n", "was not asked for"),
-        (b'BEGIN LIST VAR ups\nVAR other a.b "1"\n', "was not asked for"),
+        (b'BEGIN LIST VAR ups\nVAR other a.b "1"\nEND LIST VAR ups\n', "was not asked for"),
         (b"", "closes the connection"),
     ],
 )

@@ -69,14 +69,13 @@ class Client:
     """
 
     def __init__(self, device: Device, secret: Secret, clock: Clock) -> None:
-        address = device.address.rstrip("/")
-        self.origin = address if "://" in address else f"https://{address}"
-        url = httpx.URL(self.origin)
-        if url.scheme not in ("http", "https") or not url.host or url.path != "/" or url.userinfo:
+        url = httpx.URL(device.address if "://" in device.address else f"https://{device.address}")
+        if url.scheme not in ("http", "https") or not url.host or url.path.strip("/") or url.userinfo:
             raise Rejected(
                 f"{device.device_id}: {device.address!r} is no address of a Redfish service",
                 next_step="write https://host, or http://host:port inside of a box",
             )
+        self.origin = f"{url.scheme}://{url.netloc.decode()}"
         self._what = f"{device.device_id} at {self.origin}"
         self._device = device
         self._secret = secret

@@ -9,7 +9,6 @@ of a set point is a point of its own (`state_power_limit`), which the plant hold
 """
 
 import asyncio
-import copy
 import hashlib
 import ssl
 import uuid
@@ -68,6 +67,8 @@ class RedfishTwin:
         kind = str(profile.options.get("tree", "bmc"))
         self._tree = make_tree(kind, str(uuid.uuid5(uuid.NAMESPACE_URL, f"madang:{device.device_id}")))
         self._documents = self._tree.documents
+        # A document is filled in anew for each answer: decoding is the quickest copy.
+        self._encoded = {path: msgspec.json.encode(document) for path, document in self._documents.items()}
         self._shown: dict[str, list[_Shown]] = {}
         self._settable: dict[str, dict[tuple[str, ...], PointSpec]] = {}
         self._actions: dict[str, PointSpec] = {}
@@ -196,7 +197,7 @@ class RedfishTwin:
         elif path.startswith(f"{_SESSIONS}/") and (user := sessions.get(codec.last_segment(path))) is not None:
             document = resource(path, "Session.v1_7_2", "Session", UserName=user, SessionType="Redfish")
         elif path in self._documents:
-            document = copy.deepcopy(self._documents[path])
+            document = msgspec.json.decode(self._encoded[path])
         else:
             return None
         for shown in self._shown.get(path, ()):
