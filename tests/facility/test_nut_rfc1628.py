@@ -67,4 +67,4 @@ def test_two_readings_of_one_ups_agree_on_every_shared_value(tmp_path):
         states = by_nut["unit1.state_on_battery"].value, by_snmp["unit1.state_source"].text
         assert states == (0.0, "normal")
 
-    asyncio.run(asyncio.wait_for(scene(), 4 * HANG_S))
+    asyncio.run(asyncio.wait_for(scene(), 1.5 * HANG_S))

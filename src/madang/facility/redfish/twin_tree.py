@@ -167,7 +167,7 @@ def _bmc(uuid: str) -> Tree:
             *sensors.values(),
         ),
         **_leaks(leaks),
-        **_storage(system),
+        **_storage(system, chassis),
     }
     mirrors = {name: ((one["@odata.id"], ("Reading",)),) for name, one in sensors.items()}
     mirrors["speed_fan"] += ((f"{chassis}/ThermalSubsystem/Fans/1", ("SpeedPercent", "Reading")),)
@@ -210,12 +210,13 @@ def _chassis(path: str, system: str) -> Document:
         PowerSubsystem=link(f"{path}/PowerSubsystem"),
         ThermalSubsystem=link(f"{path}/ThermalSubsystem"),
         Sensors=link(f"{path}/Sensors"),
+        Drives=link(f"{path}/Drives"),
         Links={"ComputerSystems": [link(system)], "ManagedBy": [link(f"{BASE}/Managers/bmc")]},
     )
 
 
 def _bmc_environment(chassis: str, sensors: dict[str, Document]) -> Document:
-    limit = {"SetPoint": None, "AllowableMin": None, "AllowableMax": None, "ControlMode": None, "SetPointUnits": "W"}
+    limit = {"SetPoint": None, "AllowableMin": None, "AllowableMax": None, "ControlMode": None}
     return resource(
         f"{chassis}/EnvironmentMetrics",
         "EnvironmentMetrics.v1_3_2",
@@ -288,11 +289,12 @@ def _thermal_subsystem(chassis: str, sensors: dict[str, Document]) -> list[Docum
     return [subsystem, metrics, collection(f"{path}/Fans", "Fan", "Fans", ["1"]), fan]
 
 
-def _storage(system: str) -> dict[str, Document]:
-    path = f"{system}/Storage"
+def _storage(system: str, chassis: str) -> dict[str, Document]:
+    """Return the drives: they belong to the storage, and stand in the chassis."""
+    path, bays = f"{system}/Storage", f"{chassis}/Drives"
     drives = [
         resource(
-            f"{path}/1/Drives/{number}",
+            f"{bays}/{number}",
             "Drive.v1_20_1",
             f"NVMe {number}",
             MediaType="SSD",
@@ -313,7 +315,8 @@ def _storage(system: str) -> dict[str, Document]:
         **{"Drives@odata.count": len(drives)},
         Status=_OK,
     )
-    return _by_path(collection(path, "Storage", "Storage", ["1"]), storage, *drives)
+    in_chassis = collection(bays, "Drive", "Drives", [one["Id"] for one in drives])
+    return _by_path(collection(path, "Storage", "Storage", ["1"]), storage, in_chassis, *drives)
 
 
 def _rack_pdu(uuid: str) -> Tree:
@@ -461,7 +464,7 @@ def _connectors(cdu: str) -> list[Document]:
         members: Document = {name: dict(_READING) for name in (*readings, *more)}
         if side == "Secondary":
             control = {"SetPoint": None, "AllowableMin": 15, "AllowableMax": 45, "ControlMode": "Automatic"}
-            members["SupplyTemperatureControlCelsius"] = {**control, "SetPointUnits": "Cel"}
+            members["SupplyTemperatureControlCelsius"] = control
         found += [
             collection(path, "CoolantConnector", f"{side} coolant connectors", ["1"]),
             resource(
