@@ -17,7 +17,7 @@ import math
 import os
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import msgspec
 
@@ -185,6 +185,8 @@ class FacilityReadContract(FacilityContract):
     """Points that the twin leaves out under `half`; every other one is still answered."""
     sentinel_names: tuple[str, ...]
     """Points whose profile has a word for "no value"."""
+    steps: ClassVar[dict[str, float]] = {}
+    """How far the next value of a point is that the wire carries exactly, where it is neither 1 nor its scale."""
 
     def test_every_point_is_read_in_the_profiles_order(self) -> None:
         async def scene(session: DeviceSession) -> None:
@@ -210,8 +212,9 @@ class FacilityReadContract(FacilityContract):
         held = session.plant.get(name)
         assert held is not None
         low, high = spec.valid or (-math.inf, math.inf)
-        steps = (1.0, -1.0, abs(spec.scale), -abs(spec.scale))
-        return next(held + step for step in steps if abs(step) >= abs(spec.scale) and low <= held + step <= high)
+        smallest = self.steps.get(name, abs(spec.scale))
+        steps = (1.0, -1.0, smallest, -smallest)
+        return next(held + step for step in steps if abs(step) >= smallest and low <= held + step <= high)
 
     def test_two_readings_at_once_are_both_true(self) -> None:
         async def scene(session: DeviceSession) -> None:
