@@ -185,10 +185,10 @@ class RedfishTwin:
         allow = f"{_READS}, PATCH" if path in self._settable else _READS
         if path == _SESSIONS:
             allow = f"{_READS}, POST"
-        told = {"ETag": etag} if etag else {}
         kind = document["@odata.type"].partition(".")[0].removeprefix("#")
         described = f"<http://redfish.dmtf.org/schemas/v1/{kind}.json>; rel=describedby"
-        return json_answer(document, Allow=allow, Link=described, **told)
+        answer = json_answer(document, Allow=allow, Link=described)
+        return msgspec.structs.replace(answer, headers=answer.headers | {"ETag": etag}) if etag else answer
 
     def _render(self, path: str, now_s: float) -> Document | None:
         sessions = self._sessions.ids(now_s)

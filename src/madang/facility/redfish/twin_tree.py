@@ -15,6 +15,8 @@ PHASES = 3
 MAKER = "Madang (simulated)"
 
 Document = dict[str, Any]
+Mirror = tuple[str, tuple[str, ...]]
+"""Path and pointer."""
 _OK = {"State": "Enabled", "Health": "OK"}
 _READING = {"Reading": None}
 
@@ -27,7 +29,7 @@ class Tree(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     documents: dict[str, Document]
-    mirrors: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {}
+    mirrors: dict[str, tuple[Mirror, ...]] = {}
 
 
 def make_tree(kind: str, uuid: str) -> Tree:
@@ -138,7 +140,7 @@ def _leaks(path: str) -> dict[str, Document]:
     return _by_path(detection, collection(detectors, "LeakDetector", "Leak Detectors", ["1"]), detector)
 
 
-def _leak_mirrors(path: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _leak_mirrors(path: str) -> tuple[Mirror, ...]:
     detector = f"{path}/LeakDetectors/1"
     return (detector, ("DetectorState",)), (detector, ("Status", "Health"))
 
@@ -169,7 +171,9 @@ def _bmc(uuid: str) -> Tree:
         **_leaks(leaks),
         **_storage(system, chassis),
     }
-    mirrors = {name: ((one["@odata.id"], ("Reading",)),) for name, one in sensors.items()}
+    mirrors: dict[str, tuple[Mirror, ...]] = {
+        name: ((one["@odata.id"], ("Reading",)),) for name, one in sensors.items()
+    }
     mirrors["speed_fan"] += ((f"{chassis}/ThermalSubsystem/Fans/1", ("SpeedPercent", "Reading")),)
     mirrors["state_power"] = ((chassis, ("PowerState",)),)
     return Tree(documents=documents, mirrors=mirrors | {"alarm_leak": _leak_mirrors(leaks)})
