@@ -171,9 +171,22 @@ class RoomAir:
         """Heat capacity of one aisle's air."""
         return AIR_J_PER_M3_K * self.volume_m3 / 2
 
-    def settle(self, power_w: Mapping[str, float], *, within_s: float = 7200.0) -> None:
-        """Go to the steady state under a load, so that a twin does not begin with a transient."""
-        for _ in range(int(within_s / 1.0)):
+    def settle(self, power_w: Mapping[str, float], *, within_s: float = 600.0) -> None:
+        """Go to the steady state under a load, so that a twin does not begin with a transient.
+
+        It starts from what the balances say where cooling suffices, and steps from there.
+        """
+        running = [unit for unit in self.units.values() if unit.is_running]
+        total_w = sum(power_w.values())
+        self.cold_c = min((unit.setpoint_c for unit in running), default=self.cold_c)
+        self.hot_c = self.cold_c + SERVER_RISE_K / (1.0 - RECIRCULATION)
+        for unit in running:
+            unit.supply_c, unit.heat_w = unit.setpoint_c, total_w / len(running)
+        for name, rack in self.racks.items():
+            inlet_c = (1.0 - RECIRCULATION) * self.cold_c + RECIRCULATION * self.hot_c
+            rate = rack.rate_w_k(power_w.get(name, 0.0))
+            rack.metal_c = inlet_c + power_w.get(name, 0.0) / (SERVER_COUPLING * rate)
+        for _ in range(int(within_s)):
             self.step(1.0, power_w)
         self.balance = Balance()
 
@@ -210,7 +223,9 @@ class RoomAir:
 
     def _cool(self, dt_s: float, through_w_k: float) -> tuple[float, float]:
         """Return the heat that compressors took, and what the supply air brings to the cold aisle."""
-        blowing = [unit for unit in self.units.values() if unit.fans_powered]
+        # A unit whose compressor stands closes its damper, unless no other is left to move the air.
+        powered = [unit for unit in self.units.values() if unit.fans_powered]
+        blowing = [unit for unit in powered if unit.is_running] or powered
         supply_w = 0.0
         for unit in self.units.values():
             share = through_w_k / len(blowing) if unit in blowing else 0.0
