@@ -47,11 +47,11 @@ def healthy(federation):
             any(r["phase"] == "ready" for r in federation.engines(s["name"], "madang-chat")) for s in sites
         )
 
-    wait_for("every site connected, in sync and ready", is_healthy, 30, every_s=0.3)
+    wait_for("every site connected, in sync and ready", is_healthy, 60, every_s=0.3)
     yield federation
     for site in federation.broken_links():
         federation.madang("wan", "heal", site)
-    wait_for("every site connected, in sync and ready", is_healthy, 40, every_s=0.3)
+    wait_for("every site connected, in sync and ready", is_healthy, 60, every_s=0.3)
 
 
 @pytest.fixture(autouse=True)

@@ -104,7 +104,7 @@ class LoadedSite:
         supervisor = self._processes.pop()
         supervisor.kill()
         supervisor.wait(20)
-        wait_for("nothing of the site runs", lambda: not self.processes(), 30)
+        wait_for("nothing of the site runs", lambda: not self.processes(), 60)
         self._supervise()
 
     def restarts(self) -> dict[str, int]:
@@ -140,7 +140,7 @@ class LoadedSite:
         nats_config = prepare_site(site).nats_config
         write_secret(site.nodes[0].token_file, secrets.token_hex(16).encode())
         with AdminClient(f"http://127.0.0.1:{self.hub.port}", self.token, name="the hub") as client:
-            wait_for("the hub answers", lambda: is_answering(client), 30)
+            wait_for("the hub answers", lambda: is_answering(client), 60)
             enrol_site(site, client)
             self.key = make_facts(client)
         specs = plan_site_programs(

@@ -108,12 +108,12 @@ def test_a_batch_outlives_killed_programs_and_each_line_is_billed_once(healthy):
             every_s=0.1,
         )
         healthy.kill(*(f"gwangju-{victim}" for victim in victims))
-        wait_for(f"{victims} answer again", lambda: is_up(client), 30)
+        wait_for(f"{victims} answer again", lambda: is_up(client), 60)
     over = wait_over(client, batch, within_s=120)
     assert over.status == "completed", over
     assert over.request_counts.completed == 16
     assert len(results_of(client, over.output_file_id)) == 16
-    wait_for("the ledger has them", lambda: healthy.ledger()["totals"]["requests"] >= before + 16, 30, every_s=0.3)
+    wait_for("the ledger has them", lambda: healthy.ledger()["totals"]["requests"] >= before + 16, 60, every_s=0.3)
     wait_for(
         "nothing waits for the hub",
         lambda: healthy.admin("GET", "/api/v1/status", site="gwangju")["outbox_depth"] == 0,

@@ -60,7 +60,7 @@ def spender(healthy: Embedded) -> tuple[Embedded, str, str]:
             for site in healthy.site_names()
         )
 
-    wait_for("every site knows the key", is_known, 5)
+    wait_for("every site knows the key", is_known, 60)
     return healthy, name, key
 
 
@@ -72,9 +72,9 @@ def budget_of(federation: Embedded, tenant: str) -> dict[str, Any]:
 def test_a_site_that_is_cut_off_spends_no_more_than_its_lease(spender: tuple[Embedded, str, str]) -> None:
     federation, tenant, key = spender
     sites = [name for name in federation.site_names() if name != "national"]
-    wait_for("every site has a lease", lambda: len(budget_of(federation, tenant)["sites"]) >= len(sites), 15)
+    wait_for("every site has a lease", lambda: len(budget_of(federation, tenant)["sites"]) >= len(sites), 60)
     federation.madang("wan", "cut", CUT)
-    wait_for("no connection crosses", lambda: not federation.wan_connections(CUT), 5)
+    wait_for("no connection crosses", lambda: not federation.wan_connections(CUT), 60)
     before = budget_of(federation, tenant)
     spenders = {name: Spender(federation.url(name), key) for name in sites}
     for one in spenders.values():
@@ -98,7 +98,7 @@ def test_a_site_that_is_cut_off_spends_no_more_than_its_lease(spender: tuple[Emb
     def is_in_ledger() -> bool:
         return sum(row["requests"] for row in federation.madang_json("usage", "--tenant", tenant)["rows"]) >= answered
 
-    wait_for("the ledger has every answer", is_in_ledger, 20, every_s=0.3)
+    wait_for("the ledger has every answer", is_in_ledger, 60, every_s=0.3)
     after = budget_of(federation, tenant)
     print({name: dict(one.statuses) for name, one in spenders.items()}, before, after)
     overshoot = max(before["overshoot_max_micro_won"], after["overshoot_max_micro_won"])

@@ -113,7 +113,7 @@ def services(federation, text, service, site, *price):
     try:
         federation.madang("price", "set", service, *price)
         wait_for(f"{service} to be ready at {site}", lambda: is_ready(federation, site, service), START_S, every_s=1)
-        wait_for(f"{service} to be known at the entry", lambda: knows(federation, service), 30, every_s=0.3)
+        wait_for(f"{service} to be known at the entry", lambda: knows(federation, service), 60, every_s=0.3)
         yield
     finally:
         federation.madang("service", "delete", service)

@@ -69,21 +69,24 @@ def faults(federation):
     )
 
 
-def run_chaos(federation, archive, rounds):
-    """Return the clients, the keeper, and the ids of the events that were in the ledger before."""
+def run_chaos(federation, archive, rounds, *, pause_s, haste):
+    """Return the clients, the keeper, and the ids of the events that were in the ledger before.
+
+    Clients wait `pause_s` between questions; a fault lasts as long as it says, divided by `haste`.
+    """
     hub_db = federation.state_dir / "hub" / "hub.db"
-    before = wait_for("the first question is in the ledger", lambda: ledger_rows(hub_db), 20, every_s=0.2)
+    before = wait_for("the first question is in the ledger", lambda: ledger_rows(hub_db), 60, every_s=0.2)
     clients = Clients()
     folders = [federation.state_dir / "sites" / site / "usage" for site in SITES if site != "national"]
     keeper = SegmentKeeper([*folders, federation.state_dir / "national" / "usage"], archive)
     keeper.start()
     for site, tenant in SITES.items():
-        clients.start(federation.url(site), tenant, federation.key(tenant), count=2, pause_s=0.01)
+        clients.start(federation.url(site), tenant, federation.key(tenant), count=2, pause_s=pause_s)
     try:
         for _ in range(rounds):
-            for _name, act, pause_s in faults(federation):
+            for _name, act, lasts_s in faults(federation):
                 act()
-                time.sleep(pause_s)  # not a wait for a result: this is how long the fault lasts under load
+                time.sleep(lasts_s / haste)  # not a wait for a result: this is how long the fault lasts under load
     finally:
         clients.stop()
     return clients, keeper, {row["event_id"] for row in before}
@@ -132,18 +135,18 @@ def check_books(federation, clients, keeper, before):
 
 @pytest.mark.timeout(300)
 def test_usage_is_exact_through_cuts_holes_and_kill_9_of_each_part(twins, tmp_path):
-    clients, keeper, before = run_chaos(twins, tmp_path / "archive", rounds=1)
+    clients, keeper, before = run_chaos(twins, tmp_path / "archive", rounds=1, pause_s=0.05, haste=2)
     emitted, rows = check_books(twins, clients, keeper, before)
     answered = len(clients.answered)
     print(f"{emitted} events emitted, {rows} in the ledger, {answered} answered; {clients.failures}")
-    assert len(clients.answered) > 1000, (len(clients.answered), clients.failures, clients.unclear)
+    assert len(clients.answered) > 300, (len(clients.answered), clients.failures, clients.unclear)
     assert set(clients.failures) <= {"no_replica", "overloaded", "upstream_failed", "timeout"}, clients.failures
 
 
 @pytest.mark.deep
 @pytest.mark.timeout(900)
 def test_usage_is_exact_through_five_rounds_of_it(twins, tmp_path):
-    clients, keeper, before = run_chaos(twins, tmp_path / "archive", rounds=5)
+    clients, keeper, before = run_chaos(twins, tmp_path / "archive", rounds=5, pause_s=0.01, haste=1)
     emitted, rows = check_books(twins, clients, keeper, before)
     print(f"{emitted} events emitted, {rows} in the ledger, {len(clients.answered)} answered")
     assert len(clients.answered) > 5000

@@ -41,7 +41,7 @@ def make_tenant(federation: Embedded, name: str, *words: str) -> str:
         ]
         return all(answer.status_code == 200 for answer in answers)
 
-    wait_for("every gateway knows the key", is_known, 15, every_s=0.2)
+    wait_for("every gateway knows the key", is_known, 60, every_s=0.2)
     return key
 
 
@@ -126,7 +126,7 @@ def test_when_every_legal_site_stands_still_nobody_else_serves_or_keeps_a_word(h
 
     wait_for("the legal sites serve again", is_back, 60, every_s=0.5)
     assert traces(healthy, secret, "daegu", "gumi") == []
-    wait_for("the ledger has what was served", lambda: served(healthy, "passing"), 20, every_s=0.3)
+    wait_for("the ledger has what was served", lambda: served(healthy, "passing"), 60, every_s=0.3)
     assert served(healthy, "passing") <= {"daegu", "gumi"}
     assert served(healthy, "staying") == set()
 
@@ -139,7 +139,7 @@ def test_classified_data_stays_at_the_one_site_that_is_marked(healthy: Embedded)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "residency_violation"), "nobody is marked"
     healthy.madang("site", "grade", "daegu", "--data-class", "classified")
     try:
-        wait_for("daegu serves it", lambda: post(healthy, "daegu", key, secret).status_code == 200, 20, every_s=0.3)
+        wait_for("daegu serves it", lambda: post(healthy, "daegu", key, secret).status_code == 200, 60, every_s=0.3)
         moved = post(healthy, "national", key, secret, "?redirect=1")
         assert (moved.status_code, moved.headers["location"]) == (307, f"{healthy.url('daegu')}{CHAT}")
         near = healthy.madang("site", "nearest", "--url", healthy.url("national"), "--key", key, "--json")
@@ -154,6 +154,6 @@ def test_classified_data_stays_at_the_one_site_that_is_marked(healthy: Embedded)
         wait_for("daegu serves it again", lambda: post(healthy, "daegu", key, secret).status_code == 200, 60)
     finally:
         healthy.madang("site", "grade", "daegu", "--data-class", "sensitive")
-    wait_for("daegu refuses it", lambda: post(healthy, "daegu", key, secret).status_code == 403, 20, every_s=0.3)
+    wait_for("daegu refuses it", lambda: post(healthy, "daegu", key, secret).status_code == 403, 60, every_s=0.3)
     assert served(healthy, "defence") <= {"daegu"}
     assert traces(healthy, secret, "daegu") == []

@@ -38,7 +38,7 @@ def test_a_killed_engine_is_covered_by_a_peer_and_back_within_10_s(healthy):
         assert is_answer(answer), getattr(answer, "text", answer)
         return answer.headers["x-madang-site"] == "gumi"
 
-    wait_for("gumi answers itself again", is_home, 10)
+    wait_for("gumi answers itself again", is_home, 60)
     assert time.monotonic() - killed_at < 10
     assert healthy.engines("gumi", "madang-chat")[0]["pid"] != engine["pid"]
 
@@ -48,11 +48,11 @@ def test_a_killed_node_program_keeps_its_engine(healthy):
     old = healthy.processes()["daegu-node"]
     healthy.kill("daegu-node")
     assert is_answer(ask(healthy, "daegu", "daegu-clinic"))
-    wait_for("the node program is back", lambda: healthy.processes().get("daegu-node", old) != old, 10)
+    wait_for("the node program is back", lambda: healthy.processes().get("daegu-node", old) != old, 60)
     wait_for(
         "the engine is ready in its eyes",
         lambda: any(e["phase"] == "ready" and e["pid"] == before for e in healthy.engines("daegu", "madang-chat")),
-        15,
+        60,
     )
 
 
@@ -73,7 +73,7 @@ def test_when_all_of_a_site_is_killed_the_national_entry_answers_from_another_wi
     assert took_s < 3
     answer = ask(healthy, "national", "gwangju-city")
     assert is_answer(answer), answer
-    wait_for("gwangju answers itself", lambda: is_answer(ask(healthy, "gwangju", "gwangju-city")), 30, every_s=0.2)
+    wait_for("gwangju answers itself", lambda: is_answer(ask(healthy, "gwangju", "gwangju-city")), 60, every_s=0.2)
 
 
 def with_process(pid, act):
@@ -86,7 +86,7 @@ def test_a_killed_site_program_stops_no_answer_and_loses_no_usage(healthy):
     healthy.kill("daegu-site")
     for _ in range(3):
         assert is_answer(ask(healthy, "daegu", "daegu-clinic"))
-    wait_for("the ledger has them", lambda: healthy.ledger()["totals"]["requests"] >= before + 3, 20, every_s=0.3)
+    wait_for("the ledger has them", lambda: healthy.ledger()["totals"]["requests"] >= before + 3, 60, every_s=0.3)
 
 
 def test_when_hub_and_its_nats_are_killed_every_site_serves_and_all_converges(healthy):
@@ -107,4 +107,4 @@ def test_when_hub_and_its_nats_are_killed_every_site_serves_and_all_converges(he
         except (AssertionError, KeyError):
             return False
 
-    wait_for("hub and sites converge", has_converged, 30, every_s=0.3)
+    wait_for("hub and sites converge", has_converged, 60, every_s=0.3)

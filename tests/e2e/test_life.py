@@ -63,7 +63,7 @@ def test_a_held_port_loses_no_connection_when_its_gateway_is_killed(healthy):
 def test_up_mends_a_killed_supervisor_and_adopts_the_engines(healthy):
     engines, supervisor = engine_pids(healthy), healthy.supervisor()
     os.kill(supervisor.pid, signal.SIGKILL)
-    wait_for("the supervisor is gone", lambda: not is_alive(supervisor), 5)
+    wait_for("the supervisor is gone", lambda: not is_alive(supervisor), 60)
     assert healthy.madang_json("status")["is_running"] is False
     done = healthy.madang("up")
     assert "is up" in done.stdout
@@ -84,7 +84,7 @@ def test_down_leaves_no_process_and_no_port_and_up_finds_its_state(healthy):
     answer = wait_for(
         "the key of before opens",
         lambda: (a := list_models(healthy, "gwangju", key)).status_code == 200 and a,
-        10,
+        60,
     )
     assert answer.json()["data"]
 

@@ -36,7 +36,7 @@ def fetched(federation, site, tenant, receipt_id):
         assert answer.status_code == 200 or answer.json()["error"]["code"] in ("not_yet", "no_replica"), answer.text
         return answer if answer.status_code == 200 else None
 
-    return wait_for(f"receipt {receipt_id}", look, 20)
+    return wait_for(f"receipt {receipt_id}", look, 60)
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +87,14 @@ def test_each_request_leaves_an_access_record_without_its_words(federation):
     def listed(*words):
         return federation.madang_json("access-log", "list", "--site", "daegu", "--since", "10m", *words)["records"]
 
-    (one,) = wait_for("the record", lambda: listed("--request", request_id), 10, every_s=0.3)
+    (one,) = wait_for("the record", lambda: listed("--request", request_id), 60, every_s=0.3)
     assert (one["tenant_id"], one["address"], one["service"], one["status"]) == (
         "gumi-parts",
         "127.0.0.1",
         "madang-chat",
         200,
     )
-    refused = wait_for("the refusal", lambda: listed("--status", "401"), 10, every_s=0.3)
+    refused = wait_for("the refusal", lambda: listed("--status", "401"), 60, every_s=0.3)
     assert refused[0]["tenant_id"] == ""
     folder = federation.state_dir / "sites" / "daegu" / "access"
     assert all(secret.encode() not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
@@ -111,7 +111,7 @@ def test_a_site_program_killed_between_answer_and_import_loses_no_receipt(health
     # The gateway answers on, and its log waits for the next life of the site program.
     answers = [ask(federation, "daegu", "gumi-parts") for _ in range(3)]
     assert {answer.headers["x-madang-site"] for answer in answers} == {"daegu"}
-    wait_for("the site program's next life", lambda: federation.processes().get("daegu-site"), 30, every_s=0.2)
+    wait_for("the site program's next life", lambda: federation.processes().get("daegu-site"), 60, every_s=0.2)
     assert federation.processes()["daegu-site"].pid != pid
     for answer in answers:
         found = fetched(federation, "daegu", "gumi-parts", answer.headers["x-madang-receipt"])
@@ -134,7 +134,7 @@ def test_a_killed_gateway_loses_no_receipt_and_no_access_record_of_what_it_answe
     wait_for(
         "its segment is sealed",
         lambda: federation.admin("GET", "/api/v1/status", site="daegu")["access_log"]["seals"],
-        20,
+        60,
         every_s=0.3,
     )
     federation.madang("access-log", "verify", "--site", "daegu")

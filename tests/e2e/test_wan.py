@@ -25,7 +25,7 @@ def test_a_cut_site_serves_alone_and_catches_up_after_the_heal(healthy):
     wait_for("the key opens", lambda: models_status(healthy, "daegu", kept["api_key"]) == 200, 2)
 
     healthy.madang("wan", "cut", "daegu")
-    wait_for("no connection crosses", lambda: not healthy.wan_connections("daegu"), 5)
+    wait_for("no connection crosses", lambda: not healthy.wan_connections("daegu"), 60)
     answer = healthy.post("daegu", "daegu-clinic", CHAT, ASK)
     assert answer.status_code == 200
     assert answer.headers["x-madang-site"] == "daegu"
@@ -35,13 +35,13 @@ def test_a_cut_site_serves_alone_and_catches_up_after_the_heal(healthy):
     healthy.madang("key", "revoke", kept["key_id"])
     assert models_status(healthy, "daegu", fresh["api_key"]) == 401
     assert models_status(healthy, "daegu", kept["api_key"]) == 200
-    wait_for("the hub misses it", lambda: status_of(healthy, "daegu")["state"] != "connected", 15, every_s=0.3)
+    wait_for("the hub misses it", lambda: status_of(healthy, "daegu")["state"] != "connected", 60, every_s=0.3)
     assert healthy.ledger()["totals"]["requests"] == before
 
     healthy.madang("wan", "heal", "daegu")
-    wait_for("the new key opens", lambda: models_status(healthy, "daegu", fresh["api_key"]) == 200, 8)
-    wait_for("the revoked key is refused", lambda: models_status(healthy, "daegu", kept["api_key"]) == 401, 8)
-    wait_for("usage arrives", lambda: healthy.ledger()["totals"]["requests"] == before + 1, 10, every_s=0.3)
+    wait_for("the new key opens", lambda: models_status(healthy, "daegu", fresh["api_key"]) == 200, 60)
+    wait_for("the revoked key is refused", lambda: models_status(healthy, "daegu", kept["api_key"]) == 401, 60)
+    wait_for("usage arrives", lambda: healthy.ledger()["totals"]["requests"] == before + 1, 60, every_s=0.3)
 
 
 def test_a_hole_is_noticed_and_peers_are_asked_instead(healthy):
@@ -52,6 +52,6 @@ def test_a_hole_is_noticed_and_peers_are_asked_instead(healthy):
         assert answer.headers["x-madang-site"] in ("daegu", "gumi")
     local = healthy.post("gwangju", "gwangju-city", CHAT, ASK)
     assert local.headers["x-madang-site"] == "gwangju"
-    wait_for("the hub misses it", lambda: status_of(healthy, "gwangju")["state"] != "connected", 20, every_s=0.3)
+    wait_for("the hub misses it", lambda: status_of(healthy, "gwangju")["state"] != "connected", 60, every_s=0.3)
     healthy.madang("wan", "heal", "gwangju")
-    wait_for("the link is back", lambda: status_of(healthy, "gwangju")["state"] == "connected", 20, every_s=0.3)
+    wait_for("the link is back", lambda: status_of(healthy, "gwangju")["state"] == "connected", 60, every_s=0.3)

@@ -81,7 +81,7 @@ def machine(tmp_path):
         yield machine
 
 
-def until(is_right, wait_s=30):
+def until(is_right, wait_s=60):
     deadline_s = time.monotonic() + wait_s
     while not is_right():
         assert time.monotonic() < deadline_s

@@ -115,7 +115,7 @@ def test_health_follows_the_endpoint_and_its_key(tmp_path):
         answer = opened.client.post("/v1/chat/completions", json=BODY)
         assert (answer.status_code, "refuses our key" in answer.text) == (502, True)
         auth.write_text(f"Bearer {REMOTE_KEY}", encoding="ascii")
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 60
         while opened.client.post("/v1/chat/completions", json=BODY).status_code != 200:
             assert time.monotonic() < deadline_s
         remote.process.kill()
@@ -139,7 +139,7 @@ def test_a_client_that_leaves_is_left_behind_too(tmp_path, is_stream):
         opened.wait_for(Verdict.READY, 20)
         with pytest.raises(httpx.ReadTimeout):
             opened.client.post("/v1/chat/completions", json=BODY | {"stream": is_stream}, timeout=0.5)
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + 60
         while not (opened.probe().is_idle and remote.probe().is_idle):
             assert time.monotonic() < deadline_s
 

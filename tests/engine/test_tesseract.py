@@ -284,7 +284,7 @@ def test_what_cannot_be_read_ends_nobody_elses_request(here, tmp_path):
         assert empty.json()["outputs"][0]["data"] == [""]
         with pytest.raises(httpx.ReadTimeout):
             ask(engine, *[page] * 8, timeout_s=0.3)
-        deadline_s = time.monotonic() + 30
+        deadline_s = time.monotonic() + 60
         while not engine.probe().is_idle:
             assert time.monotonic() < deadline_s
         assert ask(engine, page).status_code == 200

@@ -64,7 +64,7 @@ def test_a_hanging_request_is_let_go_when_its_client_leaves(start, behaviour):
         engine.wait_for(Verdict.READY, 5)
         with pytest.raises(httpx.ReadTimeout):
             engine.client.post("/v1/chat/completions", json=BODY, timeout=0.3)
-        deadline_s = time.monotonic() + 5
+        deadline_s = time.monotonic() + 60
         while not engine.probe().is_idle:
             assert time.monotonic() < deadline_s
 
@@ -77,7 +77,7 @@ def test_streams_are_paced_and_cancelled(start):
             for _ in range(6):
                 next(lines)
             assert engine.probe().running == 1
-        deadline_s = time.monotonic() + 5
+        deadline_s = time.monotonic() + 60
         while not engine.probe().is_idle:
             assert time.monotonic() < deadline_s
 

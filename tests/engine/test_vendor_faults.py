@@ -98,7 +98,7 @@ def test_a_client_that_leaves_frees_its_slot(tmp_path, who):
         for is_stream in (True, False):
             with pytest.raises(httpx.ReadTimeout):
                 engine.client.post("/v1/chat/completions", json=BODY | {"stream": is_stream}, timeout=0.5)
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + 60
         while not engine.probe().is_idle:
             assert time.monotonic() < deadline_s
 
@@ -115,7 +115,7 @@ def test_requests_over_its_slots_wait_and_are_counted(tmp_path, who):
         ]
         for request in requests:
             request.__enter__()
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + 60
         while True:
             reading = engine.probe()
             if (reading.running, reading.waiting) == (slots, 1):

@@ -19,7 +19,7 @@ from madang.runtime.telemetry import EventLog
 pytestmark = pytest.mark.peer
 
 HOST = "127.0.0.1"
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 
 
 def free_port():

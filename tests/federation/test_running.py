@@ -77,7 +77,7 @@ def write_programs(layout, *codes, listeners=()):
     (layout.run_dir / PROGRAMS_FILE).write_bytes(encode_specs(tuple(specs)))
 
 
-def until(condition, limit_s=10.0):
+def until(condition, limit_s=60.0):
     deadline = time.monotonic() + limit_s
     while not (found := condition()):
         assert time.monotonic() < deadline, "condition did not come true in time"

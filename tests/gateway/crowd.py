@@ -71,6 +71,9 @@ class Reader(Client):
         if self.last_s:
             self.gaps_s.append(now_s - self.last_s)
         self.last_s = now_s
+        if not self.held and not data.startswith(b"HTTP/1.1 200 ") and self.waiter is not None:
+            self.waiter.set_exception(AssertionError(f"answered {data[:300]!r}"))
+            return
         held = self.held + data
         self.events += held.count(b"data: ") - self.held.count(b"data: ")
         self.held = held[-40:]

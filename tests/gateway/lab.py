@@ -61,7 +61,7 @@ from madang.wire.usage_log import MAGIC, decode_records
 T = TypeVar("T")
 CHAT = "qwen"
 EMBED = "e5"
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 def make_key(name: str) -> str:

@@ -51,6 +51,9 @@ class FakePool:
     def open(self, _call: Call) -> None:
         self.opened += 1
 
+    def note_open(self) -> None:
+        self.open_count += 1
+
 
 class Recorder:
     """A receiver that remembers; it may hear of one end only."""

@@ -10,6 +10,7 @@ import sys
 
 import msgspec
 import pytest
+from tests.depth import depth
 from tests.hub.hub_harness import (
     Hub,
     connected,
@@ -31,7 +32,7 @@ TENANT = {"tenant_id": "city", "title": "City", "residency": {"scope": "nation",
 
 
 def run(scenario):
-    asyncio.run(asyncio.wait_for(scenario, 100))
+    asyncio.run(asyncio.wait_for(scenario, 115))
 
 
 async def bucket(eyes):
@@ -359,7 +360,7 @@ async def kill_hub(folder):
         await enrol(hub, "daegu")
         await hub.call("POST", "/api/v1/tenants", TENANT)
         confirmed = []
-        for round_number in range(2):
+        for round_number in range(depth(1, 6)):
             tasks = [asyncio.create_task(make_key(hub, f"k{round_number}x{n}")) for n in range(20)]
             await until(lambda tasks=tasks: any(task.done() for task in tasks), "one is confirmed")
             os.kill(program.pid, signal.SIGKILL)

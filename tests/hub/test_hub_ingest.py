@@ -13,7 +13,7 @@ pytestmark = pytest.mark.peer
 
 
 def run(scenario):
-    asyncio.run(asyncio.wait_for(scenario, 100))
+    asyncio.run(asyncio.wait_for(scenario, 115))
 
 
 async def send(bus, site, data, message_id):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.peer
 
 
 def run(scenario):
-    asyncio.run(asyncio.wait_for(scenario, 90))
+    asyncio.run(asyncio.wait_for(scenario, 115))
 
 
 async def usage_passes(bus, site):

@@ -280,7 +280,7 @@ def test_two_hubs_over_one_database_never_grant_the_same_won(store, change, thre
 
 
 def run(scenario):
-    asyncio.run(asyncio.wait_for(scenario, 90))
+    asyncio.run(asyncio.wait_for(scenario, 115))
 
 
 CITY_JSON = {

@@ -15,7 +15,7 @@ from madang.node.records import read_engine_record
 from madang.runtime.process import ProcessRef
 
 pytestmark = pytest.mark.peer
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 def wait(is_done, what):

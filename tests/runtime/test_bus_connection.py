@@ -17,7 +17,7 @@ from madang.runtime.telemetry import EventLog
 
 pytestmark = pytest.mark.peer
 
-DEADLINE_S = 10
+DEADLINE_S = 60
 
 
 class Server:

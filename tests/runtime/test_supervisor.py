@@ -73,7 +73,7 @@ async def running(supervisor):
         await asyncio.wait_for(task, 20)
 
 
-async def until(condition, limit_s=10.0):
+async def until(condition, limit_s=60.0):
     deadline = time.monotonic() + limit_s
     while not (found := condition()):
         assert time.monotonic() < deadline, "condition did not come true in time"

@@ -221,7 +221,7 @@ class Bench:
         return found
 
 
-async def until(look: Callable[[], Awaitable[Any]], what: str, deadline_s: float = 15.0) -> Any:
+async def until(look: Callable[[], Awaitable[Any]], what: str, deadline_s: float = 60.0) -> Any:
     """Return what `look` returns once it is true."""
     try:
         async with asyncio.timeout(deadline_s):

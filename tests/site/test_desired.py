@@ -3,8 +3,9 @@
 import msgspec
 import pytest
 import sqlalchemy as sa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.depth import depth
 
 from madang.core import Conflict, KeyId, ProjectId, Rejected, ServiceName, SiteId, TenantId
 from madang.model import ApiKey, KeyPolicy, PriorityClass, Project, Residency, ResidencyScope, Tariff, Tenant
@@ -172,6 +173,7 @@ operations = st.lists(
 )
 
 
+@settings(max_examples=depth(20, 500))
 @given(operations, st.integers(1, 7))
 def test_memory_is_what_the_database_holds_however_items_are_batched(tmp_path_factory, steps, size):
     held = Held(tmp_path_factory.mktemp("desired") / "site.db")

@@ -10,8 +10,9 @@ import msgspec
 import pytest
 from alembic import command
 from alembic.config import Config
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.depth import depth
 from tests.site.usage_files import Worker, make_event, records
 
 from madang.core import Unavailable
@@ -267,6 +268,7 @@ def test_totals_count_every_unit(site):
     assert (total["audio_s"], total["images"], total["samples"]) == (1 + 2, 3, 9), "sound by the begun second"
 
 
+@settings(max_examples=depth(20, 500))
 @given(
     st.lists(st.sampled_from(["write", "torn", "rotate", "die", "import", "crash", "unstored", "finish"]), max_size=25)
 )

@@ -7,6 +7,7 @@ import time
 
 import msgspec
 import pytest
+from tests.depth import depth
 from tests.hub.hub_harness import connected, until
 from tests.site.usage_files import Worker, records
 
@@ -97,7 +98,7 @@ def test_usage_reaches_the_ledger_exactly_once_whenever_the_site_is_killed(world
     async def play():
         before = await ledger_events(hub)
         worker, number = Worker(daegu.settings.usage_dir, boot="c0"), 10_000
-        for life in range(5):
+        for life in range(depth(2, 8)):
             await until(daegu.is_serving, "daegu serves")
             for burst in range(10):
                 worker.write(records(*range(number, number + 40), started_at_s=time.time()))

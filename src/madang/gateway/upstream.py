@@ -8,6 +8,7 @@ The relay's legs call it. Reuse is counted, since a pool that never reuses looks
 import asyncio
 import ssl
 from collections.abc import Callable
+from functools import partial
 
 from madang.core import Rejected
 from madang.gateway.metrics import Meter
@@ -18,6 +19,10 @@ CONNECTIONS_MAX = 2560
 IDLE_PER_TARGET_MAX = 256
 IDLE_S_MAX = 30.0
 SWEEP_PERIOD_S = 5.0
+LATE_S = 0.2
+"""A timer that fires this much after its time shows that the loop was busy, not that the other side was slow."""
+LOOKS_MAX = 3
+"""How often the limit of a connect is given again for that."""
 
 
 class Call:
@@ -106,6 +111,32 @@ class Call:
             self.receiver.on_failed(failure, reason)
 
 
+class _Patience:
+    """The limit of one connect, which a loop that is late itself does not hold against the other side.
+
+    When thousands begin at once, timers are due before the loop has looked at what came in meanwhile.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: asyncio.Timeout, wait_s: float) -> None:
+        self._loop = loop
+        self._limit = limit
+        self._wait_s = wait_s
+        self._looks = 1
+        self._handle = loop.call_later(wait_s, self._look)
+
+    def _look(self) -> None:
+        late_s = self._loop.time() - self._handle.when()
+        if late_s > LATE_S and self._looks < LOOKS_MAX:
+            self._looks += 1
+            self._handle = self._loop.call_later(self._wait_s, self._look)
+        else:
+            self._limit.reschedule(self._loop.time())
+
+    def end(self) -> None:
+        """Watch no longer."""
+        self._handle.cancel()
+
+
 class UpstreamPool:
     """Idle connections by target, and new ones when there is none."""
 
@@ -159,21 +190,26 @@ class UpstreamPool:
             reason = f"{self._connections_max} connections to engines and peers are open, as many as there may be"
             call.fail(Failure.CONNECT, reason)
             return
-        task = self._spawn(self._connect(call))
+        connection = UpstreamConnection(self, call.target)
+        task = self._spawn(self._connect(call, connection))
         self._opening += 1
-        task.add_done_callback(self._on_opened)
+        task.add_done_callback(partial(self._on_ended, connection))
         call.wait_for(task)
 
-    async def _connect(self, call: Call) -> None:
+    async def _connect(self, call: Call, connection: UpstreamConnection) -> None:
         try:
-            async with asyncio.timeout(self._connect_timeout_s):
-                host, port, is_secure = call.target
-                _, connection = await self.loop.create_connection(
-                    lambda: UpstreamConnection(self, call.target),
-                    host,
-                    port,
-                    ssl=self._secure() if is_secure else None,
-                )
+            async with asyncio.timeout(None) as limit:
+                patience = _Patience(self.loop, limit, self._connect_timeout_s)
+                try:
+                    host, port, is_secure = call.target
+                    await self.loop.create_connection(
+                        lambda: connection,
+                        host,
+                        port,
+                        ssl=self._secure() if is_secure else None,
+                    )
+                finally:
+                    patience.end()
         except TimeoutError:
             call.fail(Failure.CONNECT, f"no connection to {call.target} within {self._connect_timeout_s:g} s")
         except OSError as error:
@@ -189,8 +225,14 @@ class UpstreamPool:
             else:
                 call.fail(Failure.CLOSED, f"{call.target} closed the connection at once")
 
-    def _on_opened(self, _task: "asyncio.Task[None]") -> None:
+    def note_open(self) -> None:
+        """A connection is made; called by it, so that none counts twice while its task still runs."""
         self._opening -= 1
+        self.open_count += 1
+
+    def _on_ended(self, connection: UpstreamConnection, _task: "asyncio.Task[None]") -> None:
+        if not connection.was_opened:
+            self._opening -= 1
 
     def _secure(self) -> ssl.SSLContext:
         if self._context is None:

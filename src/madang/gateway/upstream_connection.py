@@ -44,12 +44,13 @@ class UpstreamConnection(asyncio.Protocol):
         "idle_since",
         "on_body",
         "target",
+        "was_opened",
     )
 
     def __init__(self, pool: "UpstreamPool", target: Target) -> None:
         self._pool = pool
         self.target = target
-        self._is_open = False
+        self._is_open = self.was_opened = False
         self.idle_since = 0.0
         self._call: Call | None = None
         self._deadline = Deadline(pool.loop)
@@ -106,7 +107,8 @@ class UpstreamConnection(asyncio.Protocol):
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but ancestry
         self._is_open = True
-        self._pool.open_count += 1
+        self.was_opened = True
+        self._pool.note_open()
 
     def data_received(self, data: bytes) -> None:
         """Parse a piece of an answer."""
