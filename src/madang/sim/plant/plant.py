@@ -74,6 +74,7 @@ class Plant:
         self._into: dict[str, list[Edge]] = {name: [] for name in self.equipment}
         for edge in feeds:
             self._into[edge.target].append(edge)
+        self._measured = {edge.source: edge.target for edge in self.model.edges if edge.kind is EdgeKind.MEASURES}
         self._order = _sort(self.equipment, self._into)
         self.energy_j = dict.fromkeys(self.equipment, 0.0)
         self._walk_down()
@@ -122,6 +123,15 @@ class Plant:
         one = self.equipment[name]
         volts = one.ratings.voltage_v or VOLTAGE_V
         return self.power_w.get(name, 0.0) / (volts * POWER_FACTOR * one.ratings.phases)
+
+    def measured_by(self, name: str) -> str:
+        """Return what a meter stands in for; anything else stands for itself."""
+        return self._measured.get(name, name)
+
+    def source_of(self, name: str) -> EquipmentKind | None:
+        """Return the kind of the source that a transfer switch takes from now; None: none lives."""
+        living = [edge.source for edge in self._into[name] if self.live[edge.source]]
+        return self.equipment[living[0]].kind if living else None
 
     def is_live(self, name: str) -> bool:
         """Return whether something has power at its output."""

@@ -229,13 +229,14 @@ def read_utilisation(text: str) -> float:
 def main(config: Path) -> int:
     """Run the plant twin until SIGTERM and return the exit status."""
     log = EventLog(SystemClock(), program="plant")
+    status = 0
     try:
         settings = load_settings(PlantSettings, config, env_prefix="MADANG_PLANT_")
         asyncio.run(_run(settings, log))
     except* MadangError as group:
         log.error("plant_failed", reason="; ".join(_reasons(group)))
-        return 1
-    return 0
+        status = 1
+    return status
 
 
 def _reasons(group: BaseExceptionGroup[BaseException]) -> list[str]:

@@ -16,6 +16,10 @@ from madang.sim.plant.plant import FREQUENCY_HZ, VOLTAGE_V, Plant
 from madang.sim.plant.thermal import CoolingUnit
 
 RUNTIME_MAX_S = 86_400.0
+SUPPLY_HIGH_K = 8.0
+"""By which supply air exceeds its setpoint before a unit calls it too warm."""
+WORN = 0.6
+"""Health at which a battery is to be replaced; makers say 60 to 80 %."""
 BATTERY_VOLT_FULL = 273.0
 """Of a string of 20 blocks of 12 V on float charge."""
 
@@ -56,9 +60,9 @@ def read(plant: Plant, equipment_id: str, spec: PointSpec) -> float | None:
         return _read_cooling(plant, equipment_id, spec)
     if equipment_id in plant.servers:
         return _read_server(plant, equipment_id, spec)
-    if spec.quantity in _AIR and one.kind not in (EquipmentKind.METER, EquipmentKind.RACK_PDU):
+    if spec.quantity in _AIR:
         return _read_air(plant, one.rack, spec)
-    return _read_electrical(plant, equipment_id, spec)
+    return _read_electrical(plant, plant.measured_by(equipment_id), spec)
 
 
 def command(plant: Plant, equipment_id: str, spec: PointSpec, value: float) -> None:
@@ -69,11 +73,15 @@ def command(plant: Plant, equipment_id: str, spec: PointSpec, value: float) -> N
     server, unit = plant.servers.get(equipment_id), plant.room.units.get(equipment_id)
     if server is not None and spec.quantity is Quantity.POWER_LIMIT:
         server.cap_w = value if value > 0.0 else None
+    elif server is not None and word and "limit" in spec.base_name:
+        server.cap_w = None if word in ("disabled", "off") else server.cap_w
     elif server is not None and word:
         server.is_on = "on" in word.replace("_", " ").split()
         server.is_shut_by_heat = False
     elif unit is not None and spec.quantity is Quantity.TEMPERATURE:
         unit.setpoint_c = value
+    elif unit is not None and spec.quantity is Quantity.LOAD:
+        unit.capacity_limit = value / 100.0
     elif unit is not None and word:
         unit.is_commanded = word in _ON_WORDS
     elif word:
@@ -106,6 +114,8 @@ def state_words(plant: Plant, equipment_id: str, spec: PointSpec) -> tuple[str, 
     if equipment_id in plant.room.units:
         return _cooling_words(plant.room.units[equipment_id], name)
     if equipment_id in plant.servers:
+        if any(part in name for part in ("alarm", "leak", "intrusion")):
+            return _QUIET
         is_on = plant.servers[equipment_id].power_w > 20.0
         if "limit" in name or "control_mode" in name:
             return ("automatic",) if plant.servers[equipment_id].cap_w is not None else ("disabled",)
@@ -113,11 +123,15 @@ def state_words(plant: Plant, equipment_id: str, spec: PointSpec) -> tuple[str, 
             return ("ok", "normal", "good")
         return ("on", "running", "enabled") if is_on else ("off", "stopped", "disabled")
     if one.kind in _FLAGGED:
-        active = any(flag in _ALARM_WORDS for flag in flags)
+        is_forced = one.kind is EquipmentKind.DOOR and any(part in name for part in ("forced", "intrusion"))
+        meant = ("forced",) if is_forced else _ALARM_WORDS
+        active = any(flag in meant for flag in flags)
         return (*flags, *_FLAGGED[one.kind][0], *_ALARM) if active else (*_FLAGGED[one.kind][1], *_QUIET)
     if equipment_id in plant.breakers and plant.breakers[equipment_id].is_open:
         return ("open", "tripped", "off", "alarm")
-    is_live = plant.is_live(equipment_id)
+    if one.kind is EquipmentKind.TRANSFER_SWITCH:
+        return _transfer_words(plant, equipment_id, name)
+    is_live = plant.is_live(plant.measured_by(equipment_id))
     return ("on", "closed", "up", "ok", "normal", "present") if is_live else ("off", "open", "down", "lost", "absent")
 
 
@@ -135,7 +149,27 @@ _FLAGGED: dict[EquipmentKind, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+def _transfer_words(plant: Plant, equipment_id: str, name: str) -> tuple[str, ...]:
+    if "mode" in name:
+        return ("automatic", "auto", "normal")
+    source = plant.source_of(equipment_id)
+    return (source.value, "normal", "on") if source is not None else ("off", "none", "lost")
+
+
 def _ups_words(ups: Ups, name: str, *, has_input: bool) -> tuple[str, ...]:
+    said = {
+        "on_battery": ups.is_on_battery,
+        "battery_low": ups.battery.charge <= LOW_BATTERY,
+        "charging": ups.battery.charge < 1.0 and not ups.is_on_battery,
+        "bypass": ups.is_bypassed or ups.is_broken,
+        "overload": ups.load > 1.0,
+        "replace": ups.battery.health < WORN,
+    }
+    for part, is_so in said.items():
+        if part in name:
+            return ("yes", "active", "alarm", "on") if is_so else ("no", "clear", "inactive", "off", "normal")
+    if "alarm" in name or "shutdown" in name:
+        return ("no", "clear", "inactive", "off", "normal")
     if "battery" in name:
         if ups.battery.charge <= 0.0:
             return ("depleted", "battery_depleted", "low", "battery_low")
@@ -155,7 +189,14 @@ def _ups_words(ups: Ups, name: str, *, has_input: bool) -> tuple[str, ...]:
 
 def _cooling_words(unit: CoolingUnit, name: str) -> tuple[str, ...]:
     if "alarm" in name or "fault" in name:
-        return (*_ALARM, "fault", "failed") if unit.is_broken else (*_QUIET,)
+        troubles = {
+            "compressor": unit.is_broken,
+            "fault": unit.is_broken,
+            "power": not unit.is_powered,
+            "temperature_high": unit.supply_c > unit.setpoint_c + SUPPLY_HIGH_K,
+        }
+        is_active = any(is_so for part, is_so in troubles.items() if part in name)
+        return (*_ALARM, "fault", "failed") if is_active else (*_QUIET,)
     if "fan" in name:
         return ("on", "running") if unit.fans_powered else ("off", "stopped")
     if unit.is_broken:
@@ -195,8 +236,9 @@ def _read_ups(plant: Plant, name: str, spec: PointSpec) -> float | None:
 def _read_cooling(plant: Plant, name: str, spec: PointSpec) -> float | None:
     unit, room, context = plant.room.units[name], plant.room, spec.context.lower()
     words = f"{context} {spec.base_name}"
+    is_setpoint = spec.kind in (PointKind.SETPOINT, PointKind.COMMAND) or "setpoint" in words
     if spec.quantity is Quantity.TEMPERATURE:
-        if spec.kind in (PointKind.SETPOINT, PointKind.COMMAND) or "setpoint" in words:
+        if is_setpoint:
             return unit.setpoint_c
         if "return" in words or "exhaust" in words:
             return room.hot_c
@@ -204,7 +246,7 @@ def _read_cooling(plant: Plant, name: str, spec: PointSpec) -> float | None:
     readers: dict[Quantity, Callable[[], float]] = {
         Quantity.POWER: lambda: plant.power_w.get(name, 0.0),
         Quantity.SPEED: lambda: 100.0 if unit.fans_powered else 0.0,
-        Quantity.LOAD: lambda: 100.0 * unit.heat_w / unit.capacity_w,
+        Quantity.LOAD: lambda: 100.0 * (unit.capacity_limit if is_setpoint else unit.heat_w / unit.capacity_w),
         Quantity.LEVEL: lambda: 100.0 * unit.heat_w / unit.capacity_w,
         Quantity.ENERGY: lambda: plant.energy_j[name] / 3600.0,
         Quantity.HUMIDITY: lambda: _humidity(room.hot_c if "return" in words else unit.supply_c),
@@ -223,7 +265,7 @@ def _read_server(plant: Plant, name: str, spec: PointSpec) -> float | None:
             return server.cap_w_min
         if "max" in words:
             return server.power_w_rated
-        return server.cap_w
+        return server.cap_w or server.power_w_rated
     if spec.quantity is Quantity.TEMPERATURE:
         air = plant.room.racks.get(rack)
         if "exhaust" in words or "outlet" in words:

@@ -54,6 +54,7 @@ class CoolingUnit:
         setpoint_c: of the supply air.
         is_commanded: whether somebody wants it to run.
         is_broken: a fault that only its end mends.
+        capacity_limit: the part of its capacity that it may use.
         lag_s: how slowly the compressor follows.
         coil_j_k: inertia of the coil.
     """
@@ -63,6 +64,7 @@ class CoolingUnit:
     setpoint_c: float = 20.0
     is_commanded: bool = True
     is_broken: bool = False
+    capacity_limit: float = 1.0
     lag_s: float = 60.0
     coil_j_k: float = 30_000.0
     supply_c: float = 20.0
@@ -94,7 +96,7 @@ class CoolingUnit:
             self.locked_s = RESTART_S
         if self.is_running:
             wanted = rate_w_k * (return_c - self.setpoint_c)
-            target_w = min(max(wanted, 0.0), self.capacity_at_w(outdoor_c))
+            target_w = min(max(wanted, 0.0), self.capacity_limit * self.capacity_at_w(outdoor_c))
             self.heat_w += (target_w - self.heat_w) * min(1.0, dt_s / self.lag_s)
         else:
             self.heat_w = 0.0
