@@ -62,6 +62,8 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         facility_file: describes power, cooling and security of the box; none: the site has no facility.
         facility_secrets_dir: files `NAME.toml` (0600) with what devices want to know; `secrets` in `state_dir` by
             default.
+        facility_armed: actuators that are armed from the start, `NODE.cap`, `NODE.state`, `SITE.shed`, `SITE.spill`, …;
+            all others only say what they would do, until somebody arms them.
         facility_notify_file: where alarms are told (webhook, e-mail); none: they are shown and journalled only.
     """
 
@@ -110,4 +112,5 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     artifact_bytes_max: int = 0
     facility_file: Path | None = None
     facility_secrets_dir: Path | None = None
+    facility_armed: tuple[str, ...] = ()
     facility_notify_file: Path | None = None

@@ -156,7 +156,8 @@ def _transfer_words(plant: Plant, equipment_id: str, name: str) -> tuple[str, ..
     return (source.value, "normal", "on") if source is not None else ("off", "none", "lost")
 
 
-def _ups_words(ups: Ups, name: str, *, has_input: bool) -> tuple[str, ...]:
+def _ups_answer(ups: Ups, name: str) -> tuple[str, ...]:
+    """Return yes or no where a point asks for one; empty where it names a state."""
     said = {
         "on_battery": ups.is_on_battery,
         "battery_low": ups.battery.charge <= LOW_BATTERY,
@@ -167,9 +168,18 @@ def _ups_words(ups: Ups, name: str, *, has_input: bool) -> tuple[str, ...]:
     }
     for part, is_so in said.items():
         if part in name:
-            return ("yes", "active", "alarm", "on") if is_so else ("no", "clear", "inactive", "off", "normal")
-    if "alarm" in name or "shutdown" in name:
-        return ("no", "clear", "inactive", "off", "normal")
+            return _YES if is_so else _NO
+    return _NO if "alarm" in name or "shutdown" in name else ()
+
+
+_YES = ("yes", "active", "alarm", "on")
+_NO = ("no", "clear", "inactive", "off", "normal")
+
+
+def _ups_words(ups: Ups, name: str, *, has_input: bool) -> tuple[str, ...]:
+    yes_or_no = _ups_answer(ups, name)
+    if yes_or_no:
+        return yes_or_no
     if "battery" in name:
         if ups.battery.charge <= 0.0:
             return ("depleted", "battery_depleted", "low", "battery_low")
