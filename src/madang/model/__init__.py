@@ -4,6 +4,16 @@ Owns their shapes and the metrics computed from them (TTFT, TPOT, goodput). Refu
 processes. Everybody above imports the names re-exported here.
 """
 
+from madang.model.alarm import (
+    Alarm,
+    AlarmKey,
+    AlarmPriority,
+    AlarmRole,
+    AlarmRule,
+    AlarmState,
+    Condition,
+    JournalEntry,
+)
 from madang.model.artifact import (
     UNITS_OF_TASK,
     Artifact,
@@ -65,6 +75,12 @@ __all__ = [
     "VAT_PERMILLE",
     "Action",
     "ActionState",
+    "Alarm",
+    "AlarmKey",
+    "AlarmPriority",
+    "AlarmRole",
+    "AlarmRule",
+    "AlarmState",
     "ApiKey",
     "Artifact",
     "ArtifactFile",
@@ -77,6 +93,7 @@ __all__ = [
     "ChipHealth",
     "ChipLease",
     "ChipLeaseState",
+    "Condition",
     "CordonCause",
     "DataClass",
     "Edge",
@@ -88,6 +105,7 @@ __all__ = [
     "Fact",
     "HttpSource",
     "IndexWheelsSource",
+    "JournalEntry",
     "KeyPolicy",
     "NodeEnvelope",
     "NodeState",
