@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from madang.cli.access import Access, command
-from madang.cli.terminal import field, print_json, print_table, render_duration, say
+from madang.cli.terminal import Row, field, print_json, print_table, render_duration, say
 from madang.cli.values import parse_duration_s
 from madang.core import Rejected
 
@@ -140,7 +140,7 @@ def _say(access: Access, site: str, verb: str, name: str, who: str | None, **mor
         say(f"{name}: {found['state']}")
 
 
-def _name(row: dict[str, Any]) -> str:
+def _name(row: Row) -> str:
     return _short(row["key"])
 
 

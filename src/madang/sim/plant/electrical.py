@@ -4,6 +4,7 @@ Owns the electrical equations of each kind of equipment and their constants. Ref
 hangs together: `madang.sim.plant.plant` walks the graph. Power in watts, energy in joules, time in seconds.
 """
 
+import math
 from dataclasses import dataclass, field
 
 LOSS_NO_LOAD = 0.012
@@ -57,7 +58,7 @@ class Battery:
         """Return how fast it empties in W of its own energy when it delivers `power_w` (Peukert)."""
         if power_w <= 0.0:
             return 0.0
-        return power_w * max(1.0, (power_w / self.power_w_rated) ** (PEUKERT - 1.0))
+        return power_w * max(1.0, math.pow(power_w / self.power_w_rated, PEUKERT - 1.0))
 
     def runtime_s(self, power_w: float) -> float:
         """Return how long it would last from now."""

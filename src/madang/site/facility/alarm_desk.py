@@ -6,6 +6,7 @@ person is answered.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -16,7 +17,18 @@ import sqlalchemy as sa
 from madang.core import Clock, Rejected, Unavailable
 from madang.machine.alarm import step
 from madang.machine.alarm_book import AlarmBook, resume, show
-from madang.machine.alarm_events import Delivered, Event, Notice, Refuse, Sampled, Send, Tick, Undelivered, Write
+from madang.machine.alarm_events import (
+    Delivered,
+    Effect,
+    Event,
+    Notice,
+    Refuse,
+    Sampled,
+    Send,
+    Tick,
+    Undelivered,
+    Write,
+)
 from madang.machine.alarm_plan import AlarmPlan
 from madang.model import Alarm, AlarmKey, JournalEntry, Sample
 from madang.runtime.telemetry import EventLog
@@ -96,14 +108,12 @@ class AlarmDesk:
         """Judge for ever."""
         pruned_s = 0.0
         while True:
-            try:
+            # Unavailable: the guarded store has said so. Nothing was taken: the same readings are judged again.
+            with contextlib.suppress(Unavailable):
                 await self.judge()
                 if self._clock.wall_s() - pruned_s > PRUNE_PERIOD_S:
                     pruned_s = self._clock.wall_s()
                     await self._store.write(partial(_prune, before_s=pruned_s - JOURNAL_DAYS * 86_400.0))
-            except Unavailable:
-                # The guarded store has said so. Nothing was taken: the same readings are judged again.
-                pass
             await asyncio.sleep(TICK_S)
 
     async def judge(self) -> None:
@@ -133,7 +143,8 @@ class AlarmDesk:
     ) -> list[Refuse]:
         async with self._one_at_a_time:
             now_s = self._clock.wall_s()
-            book, effects = self._book, []
+            book = self._book
+            effects: list[Effect] = []
             for event in events:
                 book, more = step(book, event, now_s, self.plan)
                 effects.extend(more)
