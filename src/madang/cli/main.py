@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from madang import __version__
 from madang.cli import (
     access_log,
+    alarms,
     catalog,
     embedded,
     facility,
@@ -78,6 +79,7 @@ receipts.register(app)
 access_log.register(app)
 simulate.register(app)
 facility.register(app)
+alarms.register(app)
 
 
 def main() -> None:

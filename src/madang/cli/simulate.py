@@ -3,12 +3,11 @@
 Owns nothing; asks `madang.sim.plant` over its control socket. All of it is simulated, and every answer says so.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from madang.cli.access import JsonOption, StateOption, command
+from madang.cli.access import Access, command
 from madang.cli.terminal import field, print_json, print_table, say
 from madang.core import Rejected, Unavailable
 
@@ -27,73 +26,72 @@ def register(app: typer.Typer) -> None:
     )
     app.add_typer(group, name="sim")
     command(group, "status")(_status)
-    group.command("fault")(_fault)
-    group.command("device")(_device)
-    group.command("kinds")(_kinds)
+    command(group, "fault")(_fault)
+    command(group, "device")(_device)
+    command(group, "kinds")(_kinds)
 
 
 def _status(
+    access: Access,
     site: Annotated[str, typer.Argument(metavar="[SITE]", help="One site; all of them without.")] = "",
-    state: StateOption = None,
-    is_json: JsonOption = False,
 ) -> None:
     """Show what the simulated plants are like now."""
     from madang.sim.plant.settings import PlantCommand
 
-    _show(_ask(state, PlantCommand(verb="status", site=site)), is_json=is_json)
+    _show(_ask(access, PlantCommand(verb="status", site=site)), is_json=access.is_json)
 
 
 def _fault(
+    access: Access,
     site: SiteArgument,
     kind: Annotated[str, typer.Argument(metavar="KIND", help="What goes wrong; `madang sim kinds` lists them.")],
     target: Annotated[str, typer.Argument(metavar="[EQUIPMENT]", help="Where, for kinds that need it.")] = "",
     value: Annotated[float, typer.Option("--value", help="For kinds that take a number.")] = 0.0,
     is_over: Annotated[bool, typer.Option("--over", help="End the fault instead of beginning it.")] = False,
-    state: StateOption = None,
-    is_json: JsonOption = False,
 ) -> None:
     """Begin a fault of a simulated plant, or end it."""
     from madang.sim.plant.faults import PlantFault
     from madang.sim.plant.settings import PlantCommand
 
     fault = PlantFault(kind=kind, target=target, value=value, is_over=is_over)
-    _show(_ask(state, PlantCommand(verb="fault", site=site, fault=fault)), is_json=is_json)
+    _show(_ask(access, PlantCommand(verb="fault", site=site, fault=fault)), is_json=access.is_json)
 
 
 def _device(
+    access: Access,
     site: SiteArgument,
     device: Annotated[str, typer.Argument(metavar="DEVICE", help="A device of the site file.")],
     kind: Annotated[
         str, typer.Argument(metavar="[KIND]", help="silent, slow, half, garbage, stuck, sentinel, …; none: no more.")
     ] = "",
-    state: StateOption = None,
-    is_json: JsonOption = False,
 ) -> None:
     """Let a simulated device misbehave on the wire, or behave again."""
     from madang.sim.plant.settings import PlantCommand
 
-    _show(_ask(state, PlantCommand(verb="device", site=site, device=device, device_fault=kind)), is_json=is_json)
+    _show(
+        _ask(access, PlantCommand(verb="device", site=site, device=device, device_fault=kind)), is_json=access.is_json
+    )
 
 
-def _kinds(is_json: JsonOption = False) -> None:
+def _kinds(access: Access) -> None:
     """List the faults that a plant can have."""
     from madang.sim.plant.faults import KINDS
 
     rows = [{"kind": kind, "what": text} for kind, (_, text) in KINDS.items()]
-    if is_json:
+    if access.is_json:
         print_json(rows)
     else:
         print_table("faults", (("KIND", field("kind")), ("WHAT", field("what"))), rows)
 
 
-def _ask(state: Path | None, asked: "PlantCommand") -> "PlantReply":
+def _ask(access: Access, asked: "PlantCommand") -> "PlantReply":
     import msgspec
 
-    from madang.federation.state import choose_state_dir, read_layout
+    from madang.federation.state import read_layout
     from madang.runtime.control_socket import ask_control
     from madang.sim.plant.settings import CONTROL_SOCKET, PlantReply
 
-    run_dir = read_layout(choose_state_dir(state)).run_dir
+    run_dir = read_layout(access.state_dir).run_dir
     try:
         line = ask_control(run_dir, CONTROL_SOCKET, msgspec.json.encode(asked))
         reply = msgspec.json.decode(line, type=PlantReply)

@@ -18,7 +18,7 @@ import math
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -155,7 +155,7 @@ class FacilityContract:
         profile = load_profile(self.device.driver, self.device.profile)
         device = msgspec.structs.replace(self.device, timeout_s=timeout_s, address="127.0.0.1:0", is_simulated=True)
         sockets = count_sockets()
-        twin = cast(FaultyTwin, make_twin(device, profile, self.secret, plant))
+        twin = make_twin(device, profile, self.secret, plant)
         await twin.start()
         try:
             device = msgspec.structs.replace(device, address=twin.address)
