@@ -12,7 +12,7 @@ from madang.facility.contract import TwinFault
 from madang.facility.profile import Profile
 from madang.facility.roster import make_driver
 from madang.model import Quality
-from madang.testing.facility_contract import FacilityReadContract, FacilityWriteContract
+from madang.testing.facility_contract import FacilityReadContract, FacilityWriteContract, count_sockets, until
 
 COOLING = {
     "temperature_supply": 18.5,
@@ -216,6 +216,25 @@ def test_a_refused_part_is_remembered_while_the_connection_stands():
 
     first, second, third = asyncio.run(scene())
     assert first > second == third
+
+
+def test_a_device_that_fell_silent_is_left():
+    device = make_device("modbus", "cooling_unit", timeout_s=0.3)
+
+    async def scene():
+        async with TwinRun(device, COOLING) as run:
+            driver = make_driver(
+                msgspec.structs.replace(device, address=run.twin.address), run.profile, run.secret, run.clock
+            )
+            before = count_sockets()
+            try:
+                run.twin.fault(TwinFault(kind="silent"))
+                await driver.read()
+                await until(lambda: count_sockets() == before, "the connection stands")
+            finally:
+                await driver.close()
+
+    asyncio.run(scene())
 
 
 def test_commands_take_states_and_refuse_numbers_that_are_none():
