@@ -9,10 +9,11 @@ from tests.facility.facility_parts import TwinRun, make_device, read_device
 
 from madang.core import Rejected, Unavailable
 from madang.facility.contract import TwinFault
+from madang.facility.modbus.link import ModbusLink
 from madang.facility.profile import Profile
 from madang.facility.roster import make_driver
 from madang.model import Quality
-from madang.testing.facility_contract import FacilityReadContract, FacilityWriteContract
+from madang.testing.facility_contract import FacilityReadContract, FacilityWriteContract, count_sockets, until
 
 COOLING = {
     "temperature_supply": 18.5,
@@ -216,6 +217,45 @@ def test_a_refused_part_is_remembered_while_the_connection_stands():
 
     first, second, third = asyncio.run(scene())
     assert first > second == third
+
+
+def test_a_device_that_fell_silent_is_left():
+    device = make_device("modbus", "cooling_unit", timeout_s=0.3)
+
+    async def scene():
+        async with TwinRun(device, COOLING) as run:
+            driver = make_driver(
+                msgspec.structs.replace(device, address=run.twin.address), run.profile, run.secret, run.clock
+            )
+            before = count_sockets()
+            try:
+                run.twin.fault(TwinFault(kind="silent"))
+                await driver.read()
+                await until(lambda: count_sockets() == before, "the connection stands")
+            finally:
+                await driver.close()
+
+    asyncio.run(scene())
+
+
+def test_a_connection_that_the_device_ended_between_readings_costs_none():
+    device = make_device("modbus", "cooling_unit")
+
+    async def scene():
+        async with TwinRun(device, COOLING) as run:
+            link = ModbusLink(run.host, run.port, 30.0)
+            request = bytes.fromhex("0400000001")
+            try:
+                first = await link.ask(1, request)
+                await run.twin.stop()
+                await until(lambda: not link.is_open, "the end is not seen")
+                await run.twin.start()
+                return first, await link.ask(1, request)
+            finally:
+                await link.close()
+
+    first, second = asyncio.run(scene())
+    assert first == second == bytes.fromhex("040200b9")
 
 
 def test_commands_take_states_and_refuse_numbers_that_are_none():

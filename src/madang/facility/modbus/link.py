@@ -33,8 +33,8 @@ class ModbusLink:
 
     @property
     def is_open(self) -> bool:
-        """True while a connection stands; a new one may be to another device."""
-        return self._streams is not None
+        """True while a connection stands that the device has not ended; a new one may be to another device."""
+        return self._streams is not None and not self._streams[0].at_eof()
 
     async def ask(self, unit: int, pdu: bytes) -> bytes | Trouble:
         """Return the device's answer to a request, or why there is none; then the connection is gone."""
@@ -74,6 +74,9 @@ class ModbusLink:
                 return
 
     async def _exchange(self, unit: int, pdu: bytes) -> bytes | Trouble:
+        if not self.is_open:
+            # A device may end an idle connection between two readings: that is no trouble of this one.
+            self.drop()
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._host, self._port, limit=_BUFFER_BYTES)
         reader, writer = self._streams
