@@ -123,7 +123,8 @@ class Client:
         if self._token and self._session_path:
             with contextlib.suppress(httpx.HTTPError, TimeoutError):
                 async with asyncio.timeout(min(self._device.timeout_s, CLOSE_S)):
-                    await http.delete(self._session_path, headers={"X-Auth-Token": self._token})
+                    async with http.stream("DELETE", self._session_path, headers={"X-Auth-Token": self._token}):
+                        pass  # whatever it answers, nothing more is said
         self._token = self._session_path = ""
         await http.aclose()
 
