@@ -34,15 +34,7 @@ OUTLETS = {"outlet1": "server_a", "outlet12": "server_b"}
 ENVIRONMENT = "/redfish/v1/Chassis/1/EnvironmentMetrics"
 
 
-class Costly:
-    """Before a contract: HTTP under tracemalloc takes ten seconds of CPU a device."""
-
-    @pytest.mark.deep
-    def test_readings_leave_nothing_in_memory(self):
-        super().test_readings_leave_nothing_in_memory()
-
-
-class TestBmc(Costly, FacilityReadContract, FacilityWriteContract):
+class TestBmc(FacilityReadContract, FacilityWriteContract):
     device = device_of("redfish", "bmc", parts=DRIVES)
     values = BMC
     secret = SECRET
@@ -52,7 +44,7 @@ class TestBmc(Costly, FacilityReadContract, FacilityWriteContract):
     read_only_name = "power"
 
 
-class TestRackPdu(Costly, FacilityReadContract, FacilityWriteContract):
+class TestRackPdu(FacilityReadContract, FacilityWriteContract):
     device = device_of("redfish", "rack_pdu", parts=OUTLETS)
     values = RACK_PDU
     half_names = ("load", "current_l2", "power[outlet12]")
@@ -61,7 +53,7 @@ class TestRackPdu(Costly, FacilityReadContract, FacilityWriteContract):
     read_only_name = "power[outlet1]"
 
 
-class TestCdu(Costly, FacilityReadContract, FacilityWriteContract):
+class TestCdu(FacilityReadContract, FacilityWriteContract):
     device = device_of("redfish", "cdu", options={"auth": "basic"})
     values = CDU
     secret = SECRET

@@ -12,7 +12,7 @@ from madang.core import Rejected
 from madang.facility.profile import PointSpec, list_profiles, load_profile, to_sample
 from madang.facility.redfish import codec
 from madang.facility.redfish.codec import Pick, Place
-from madang.model import Quality, Quantity
+from madang.model import PointKind, Quality, Quantity
 
 ORIGIN = "https://bmc.example:8443"
 JSON = st.recursive(
@@ -34,9 +34,9 @@ def test_every_profile_is_sound(name):
     for spec in profile.points:
         assert codec.parse_ref(spec.ref)
         assert spec.valid or spec.states
-        for number, word in spec.states.items():
-            assert codec.word_of(codec.redfish_word(word)) == word
-            assert f"{float(number):g}" == number
+        for number in spec.states:
+            found = Pick(is_found=True, value=codec.to_json(spec, float(number)))
+            assert codec.read_number(spec, found) == (float(number), "")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,24 @@ def test_a_reading_beside_a_part_that_is_not_there_is_none():
     assert (raw, reason) == (None, "the device says that it is UnavailableOffline")
     document["Status"]["State"] = "Enabled"
     assert codec.read_number(POWER, codec.pick(document, ("Reading",))) == (0.0, "")
+
+
+def test_an_alarm_of_a_detector_that_is_switched_off_is_not_clear():
+    document = {"Status": {"State": "Disabled", "Health": "OK"}}
+    pointer = ("Status", "Health")
+    assert codec.read_number(STATE, codec.pick(document, pointer)) == (0.0, "")
+    alarm = msgspec.structs.replace(STATE, kind=PointKind.ALARM)
+    raw, reason = codec.read_number(alarm, codec.pick(document, pointer))
+    assert (raw, reason) == (None, "the device says that it is Disabled")
+
+
+def test_an_alarm_may_be_coarser_than_what_the_device_says():
+    spec = msgspec.structs.replace(
+        STATE, states={"0": "clear", "1": "active"}, options={"words": "OK=0 Critical=1 Warning=1"}
+    )
+    raws = [codec.read_number(spec, Pick(is_found=True, value=word))[0] for word in ("OK", "Warning", "Critical", "x")]
+    assert raws == [0.0, 1.0, 1.0, None]
+    assert [codec.to_json(spec, raw) for raw in (0.0, 1.0)] == ["OK", "Critical"]
 
 
 def test_a_limit_that_is_not_in_force_is_its_bound_or_nothing():

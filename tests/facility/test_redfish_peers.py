@@ -5,6 +5,7 @@ import os
 import re
 import tarfile
 
+import httpx
 import pytest
 from tests.facility.redfish_parts import (
     BMC,
@@ -73,6 +74,7 @@ def test_the_service_validator_finds_nothing_wrong(kind, test_data, tmp_path):
         counts = re.search(r"\|\s*(\d+)\s*\|\s*(\d+)\s*\|\s*(\d+)\s*\|\s*(\d+)\s*\|", plain)
         assert counts, plain
         passed, _, failed, _ = map(int, counts.groups())
+        print(kind, "passed, warned, failed, not tested:", *counts.groups())
         assert failed == 0, plain
         assert passed >= PASSES_MIN[kind], plain
 
@@ -239,5 +241,24 @@ def test_a_server_of_sushys_emulator_is_read_and_shut_down(tmp_path):
                 # It acts some seconds after it said that it had.
                 while (await read(driver))["unit1.state_power"].text != "off":  # noqa: ASYNC110  a device has no event
                     await asyncio.sleep(0.2)
+
+    play(scene)
+
+
+def test_a_coolant_leak_of_a_simulated_hall_is_seen():
+    simhall = find_peer("hall", "simhall")  # needs Python 3.12, so it has peers of its own
+
+    async def scene():
+        port = free_port()
+        door = f"http://127.0.0.1:{port}"
+        async with running(simhall, "serve", "--golden", "hall-b", "--port", port, port=port):
+            device = device_of("redfish", "bmc", address=f"{door}/dev/node1")
+            async with driver_on(device) as driver, httpx.AsyncClient(base_url=door) as http:
+                samples = await read(driver)
+                assert samples["unit1.alarm_leak"].text == "clear"
+                assert samples["unit1.state_power"].text == "on"
+                fault = await http.post("/sim/faults", json={"kind": "coolant_leak", "node": "node1"})
+                assert fault.status_code == 201
+                assert (await read(driver))["unit1.alarm_leak"].text == "active"
 
     play(scene)

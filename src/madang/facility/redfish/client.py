@@ -70,13 +70,15 @@ class Client:
 
     def __init__(self, device: Device, secret: Secret, clock: Clock) -> None:
         url = httpx.URL(device.address if "://" in device.address else f"https://{device.address}")
-        if url.scheme not in ("http", "https") or not url.host or url.path.strip("/") or url.userinfo:
+        if url.scheme not in ("http", "https") or not url.host or "redfish" in url.path or url.userinfo:
             raise Rejected(
                 f"{device.device_id}: {device.address!r} is no address of a Redfish service",
                 next_step="write https://host, or http://host:port inside of a box",
             )
         self.origin = f"{url.scheme}://{url.netloc.decode()}"
-        self._what = f"{device.device_id} at {self.origin}"
+        # Where one door stands before many BMCs, each has a path of its own, which their links know nothing of.
+        self._base = self.origin + url.path.rstrip("/")
+        self._what = f"{device.device_id} at {self._base}"
         self._device = device
         self._secret = secret
         self._clock = clock
@@ -121,7 +123,8 @@ class Client:
         if self._token and self._session_path:
             with contextlib.suppress(httpx.HTTPError, TimeoutError):
                 async with asyncio.timeout(min(self._device.timeout_s, CLOSE_S)):
-                    await http.delete(self._session_path, headers={"X-Auth-Token": self._token})
+                    async with http.stream("DELETE", self._session_path, headers={"X-Auth-Token": self._token}):
+                        pass  # whatever it answers, nothing more is said
         self._token = self._session_path = ""
         await http.aclose()
 
@@ -188,7 +191,7 @@ class Client:
     async def _connected(self) -> httpx.AsyncClient:
         if self._http is None:
             self._http = httpx.AsyncClient(
-                base_url=self.origin,
+                base_url=self._base,
                 verify=await self._trust(),
                 trust_env=False,
                 follow_redirects=False,

@@ -20,7 +20,7 @@ import msgspec
 
 from madang.core import Rejected
 from madang.facility.profile import PointSpec
-from madang.model import Quantity
+from madang.model import PointKind, Quantity
 
 ROOT = "/redfish/v1/"
 LINK_CHARACTERS_MAX = 512
@@ -155,16 +155,13 @@ def read_number(spec: PointSpec, found: Pick) -> tuple[float | None, str]:
         return None, "the device leaves it out"
     if found.value is None:
         return None, "the device says null, its word for no value"
-    if spec.quantity is not Quantity.STATE and (state := _away(found.around)):
+    # A server that is off may be "Disabled" and still has a power state; a detector that is has nothing to say.
+    is_told_anyway = spec.quantity is Quantity.STATE and spec.kind is not PointKind.ALARM
+    if not is_told_anyway and (state := _away(found.around)):
         return None, f"the device says that it is {state}"
     if inactive := spec.options.get("inactive_when"):
         return _limit_in_force(spec, found, str(inactive))
     return _to_number(spec, found.value)
-
-
-def word_of(text: str) -> str:
-    """Return a Redfish enumeration's value as our word: `PoweringOn` is `powering_on`, `OK` is `ok`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", text).lower()
 
 
 def redfish_word(word: str) -> str:
@@ -172,10 +169,21 @@ def redfish_word(word: str) -> str:
     return "OK" if word == "ok" else "".join(part.capitalize() for part in word.split("_"))
 
 
+def words_of(spec: PointSpec) -> list[tuple[str, str]]:
+    """Return the enumeration's values that a state stands for, each with its number; the first of a number is sent.
+
+    The option `words` lists them where a state is coarser than what the device says, as
+    `OK=0 Critical=1 Warning=1`.
+    """
+    if listed := str(spec.options.get("words", "")):
+        return [(word, number) for word, _, number in (part.partition("=") for part in listed.split())]
+    return [(redfish_word(word), number) for number, word in spec.states.items()]
+
+
 def to_json(spec: PointSpec, raw: float) -> Node:
     """Return the JSON value that stands for a raw number: an enumeration's word for a state, else a number."""
     if spec.quantity is Quantity.STATE:
-        return redfish_word(spec.states.get(f"{raw:g}", ""))
+        return next((word for word, number in words_of(spec) if number == f"{raw:g}"), "")
     return int(raw) if raw == int(raw) else raw
 
 
@@ -237,7 +245,8 @@ def _element(node: Node, token: str) -> Node:
 
 
 def _away(around: Node) -> str:
-    status = around.get("Status") if isinstance(around, dict) else None
+    """Return the state by which the object around a value says that it is not there; empty for any other."""
+    status = around.get("Status", around) if isinstance(around, dict) else None
     state = status.get("State") if isinstance(status, dict) else None
     return state if isinstance(state, str) and state in _AWAY else ""
 
@@ -266,9 +275,9 @@ def _to_number(spec: PointSpec, value: Node) -> tuple[float | None, str]:
         except OverflowError:
             return None, "the device gave no finite number"
     if isinstance(value, str) and spec.quantity is Quantity.STATE:
-        word = word_of(value)
-        number = next((number for number, known in spec.states.items() if known == word), None)
+        words = words_of(spec)
+        number = next((number for word, number in words if word.lower() == value.lower()), None)
         if number is not None:
             return float(number), ""
-        return None, f"{value[:40]!r} is none of the states {', '.join(spec.states.values())}"
+        return None, f"{value[:40]!r} is none of the states {', '.join(word for word, _ in words)}"
     return None, f"the device gave {type(value).__name__} where a number belongs"

@@ -337,7 +337,7 @@ def _to_json(spec: PointSpec, value: float | None, template: Any) -> Any:
 
 def _from_json(spec: PointSpec, value: Any) -> float | None:
     """Return the raw number that a client sends; None for a value of the wrong kind."""
-    raw, _ = codec.read_number(msgspec.structs.replace(spec, options={}), codec.Pick(is_found=True, value=value))
+    raw, _ = codec.read_number(spec, codec.Pick(is_found=True, value=value))
     return raw
 
 
