@@ -33,7 +33,7 @@ class Faults:
     def happen(self):
         kind = self.chance.choice(
             [
-                *(self.load, self.load, self.surge, self.feed, self.utility, self.cooling),
+                *(self.load, self.surge, self.surge, self.feed, self.feed, self.utility, self.cooling),
                 *(self.node_meter, self.breaker_meter, self.ignores, self.loses_cap, self.slow, self.silent),
                 *(self.enters, self.blind_signs, self.lost_stop, self.repair),
             ]
@@ -96,9 +96,11 @@ class Faults:
         self.later(lambda: self.world.meters.__setitem__(name, "good"))
 
     def ignores(self):
-        server = self.any_server()
-        server.ignores = True
-        self.later(lambda: setattr(server, "ignores", False))
+        """One BMC, some or all: a bad firmware is on many."""
+        for node in self.chance.sample(NODES, self.chance.choice([1, 1, 2, 3, len(NODES)])):
+            server = self.world.servers[node]
+            server.ignores = True
+            self.later(lambda server=server: setattr(server, "ignores", False))
 
     def loses_cap(self):
         server = self.any_server()

@@ -158,6 +158,7 @@ class World:
         self.trips = []
         self.violations = []
         self.cut_nodes = []
+        self.is_loss_seen = True
         self.is_heat_seen = True
 
     # Physics
@@ -209,9 +210,11 @@ class World:
         if not self.has_utility:
             self.battery_wh = max(0.0, self.battery_wh - drawn_w * dt_s / 3600.0)
             on = [node for node in NODES if self.servers[node].is_on]
-            if self.battery_wh == 0.0 and on:
+            self.is_loss_seen = self.is_loss_seen and self.are_signs_read
+            if self.battery_wh == 0.0 and on and self.is_loss_seen:
                 self.cut_nodes.append((self.now_s, on))
         else:
+            self.is_loss_seen = True
             self.battery_wh = min(BATTERY_WH, self.battery_wh + 500.0 * dt_s / 3600.0)
 
     def _step_heat(self, dt_s):

@@ -4,7 +4,8 @@ Promised, under the assumptions that `policy.power.authority_nodes` states:
 
 - no breaker trips and none is above its rating for more than 120 s;
 - while every BMC does as told (and 120 s after), none is above its rating at all;
-- servers on a UPS are off before its battery is empty; no inlet passes 40 degrees.
+- servers on a UPS are off before its battery is empty, where the UPS is read while the mains are lost; no inlet passes
+  40 degrees, where cooling or inlet was read when the cooling was lost.
 """
 
 import math

@@ -132,8 +132,9 @@ def _relieve(work: Work, shut: tuple[NodeId, ...]) -> None:
 
 
 def _relieve_worst(work: Work, limit: Limit) -> None:
-    beyond = _list_beyond(work, limit, limit.rating_w, plates=False)
+    """Mind what could be drawn where nobody reads what is; a breaker that is read is minded by that."""
     book = work.limits[limit.equipment_id]
+    beyond = _list_beyond(work, limit, limit.rating_w, plates=False) if _is_blind(work, limit) else []
     if not beyond:
         work.change_limit(limit.equipment_id, worst_s=None)
         return
@@ -160,9 +161,13 @@ def _relieve_measured(work: Work, limit: Limit) -> None:
         work.change_limit(limit.equipment_id, stopped_s=work.now_s)
 
 
+def _is_blind(work: Work, limit: Limit) -> bool:
+    return not limit.meter or work.now_s - work.limits[limit.equipment_id].read_s > work.rules.blind_s
+
+
 def _list_beyond(work: Work, limit: Limit, most_w: float, *, plates: bool) -> list[NodeId]:
     """Return who has to go so that the worst of the others stays within `most_w`."""
-    is_blind = work.now_s - work.limits[limit.equipment_id].read_s > work.rules.blind_s or not limit.meter
+    is_blind = _is_blind(work, limit)
     worst = {}
     for node in limit.nodes:
         book, plate_w = work.nodes[node], work.topology.nodes[node].name_plate_w

@@ -22,6 +22,8 @@ OTHER_PART = 0.6
 VOLTAGE_V = 220.0
 FREQUENCY_HZ = 60.0
 GENERATOR_START_S = 12.0
+FAN_PART = 0.03
+"""Of a cooling unit's capacity, what its fans take. Engineering estimate."""
 METAL_J_PER_W = 30.0
 """Heat capacity of servers for each watt of their rating: 2400 kg at 500 J/(kg K) for 40 kW."""
 _BREAKING = (EquipmentKind.BREAKER, EquipmentKind.RACK_PDU, EquipmentKind.PANEL)
@@ -241,7 +243,8 @@ def make_plant(model: SiteModel, *, outdoor_c: float = 20.0, volume_m3: float = 
             battery = Battery((ratings.energy_wh or power_w / 6) * 3600.0, power_w_rated=power_w)
             upses[name] = Ups(power_w, battery)
         elif one.kind in (EquipmentKind.COOLING_UNIT, EquipmentKind.CHILLER):
-            units[name] = CoolingUnit(ratings.cooling_w or 20_000.0)
+            cooling_w = ratings.cooling_w or 20_000.0
+            units[name] = CoolingUnit(cooling_w, fan_w=FAN_PART * cooling_w)
         elif one.kind in _BREAKING and ratings.current_a:
             breakers[name] = Breaker(ratings.current_a)
     racks = {rack: RackAir(power_w, METAL_J_PER_W * power_w) for rack, power_w in sorted(rated.items())}

@@ -74,7 +74,7 @@ def command(plant: Plant, equipment_id: str, spec: PointSpec, value: float) -> N
     if server is not None and spec.quantity is Quantity.POWER_LIMIT:
         server.cap_w = value if value > 0.0 else None
     elif server is not None and word and "limit" in spec.base_name:
-        server.cap_w = None if word in ("disabled", "off") else server.cap_w
+        server.cap_w = None if word in ("disabled", "off") else server.cap_w or server.power_w_rated
     elif server is not None and word:
         server.is_on = "on" in word.replace("_", " ").split()
         server.is_shut_by_heat = False
