@@ -10,7 +10,22 @@ import typer
 from typer.core import TyperGroup
 
 from madang import __version__
-from madang.cli import access_log, catalog, embedded, keys, prices, programs, projects, receipts, sites, tenants, usage
+from madang.cli import (
+    access_log,
+    alarms,
+    catalog,
+    embedded,
+    facility,
+    keys,
+    prices,
+    programs,
+    projects,
+    receipts,
+    simulate,
+    sites,
+    tenants,
+    usage,
+)
 from madang.cli.terminal import print_error
 from madang.core import MadangError
 
@@ -62,6 +77,9 @@ catalog.register(app)
 usage.register(app)
 receipts.register(app)
 access_log.register(app)
+simulate.register(app)
+facility.register(app)
+alarms.register(app)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from madang.federation.layout import (
     relay_settings,
     site_settings,
 )
+from madang.federation.plant import PLANT_FILE, plant_settings, with_facility, write_facility
 from madang.federation.programs import plan_federation_programs
 from madang.federation.state import (
     Credentials,
@@ -60,6 +61,7 @@ def prepare(layout: Layout) -> tuple[Credentials, tuple[ProcessSpec, ...]]:
     hub = hub_settings(layout, _digest(credentials.admin_token))
     _write_settings(layout.hub_dir / "hub.toml", hub)
     _write_settings(layout.state_dir / "relay.toml", relay_settings(layout))
+    _write_settings(layout.state_dir / PLANT_FILE, plant_settings(layout))
     prepared = prepare_hub(hub)
     site_nats_configs: dict[str, Path] = {}
     for site in layout.sites:
@@ -130,7 +132,8 @@ def _write_settings(path: Path, settings: msgspec.Struct) -> None:
 
 
 def _prepare_site(layout: Layout, site: SiteLayout, credentials: Credentials, artifact_key: str) -> Path:
-    settings = site_settings(layout, site, _digest(credentials.token_of(site.name)))
+    settings = with_facility(site_settings(layout, site, _digest(credentials.token_of(site.name))), site)
+    write_facility(site)
     _write_settings(site.folder / "site.toml", settings)
     _write_settings(site.folder / "gateway.toml", gateway_settings(site))
     if not site.is_entry_only:

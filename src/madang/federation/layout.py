@@ -22,6 +22,9 @@ NATIONAL = SiteId("national")
 NATION = "kr"
 _REGIONS = {"daegu": "yeongnam", "gumi": "yeongnam", "gwangju": "honam"}
 _RELAY_OFFSET = 40
+_PLANT_OFFSET = 60
+PLANT_PORTS = 7
+"""Simulated devices of a site."""
 _PORTS_MAX = 100
 """Ports that a federation may use from its base port on; two of them side by side are this far apart."""
 
@@ -32,6 +35,7 @@ class SiteLayout(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         port: the tenants' API.
         node_port: its node's admin API; None without a node.
+        plant_port: the first port of its simulated devices; None without any.
     """
 
     name: SiteId
@@ -44,6 +48,7 @@ class SiteLayout(msgspec.Struct, frozen=True, kw_only=True):
     nats_port: int
     nats_monitor_port: int
     node_port: int | None = None
+    plant_port: int | None = None
 
     @property
     def is_entry_only(self) -> bool:
@@ -133,6 +138,9 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
             }
             if site.node_port is not None:
                 found[site.node_port] = f"the node of {site.name}"
+            if site.plant_port is not None:
+                devices = range(site.plant_port, site.plant_port + PLANT_PORTS)
+                found |= {port: f"a simulated device of {site.name}" for port in devices}
         found |= {link.listen_port: f"the relay from {link.site} to {link.other}" for link in self.links}
         return found
 
@@ -162,7 +170,7 @@ def make_layout(state_dir: Path, cache_dir: Path, base_port: int = BASE_PORT) ->
         nats_monitor_port=base_port + 7,
     )
     boxes = (
-        _make_site(SiteId(name), region, state_dir, base_port + 10 * (index + 1))
+        _make_site(SiteId(name), region, state_dir, base_port, index)
         for index, (name, region) in enumerate(_REGIONS.items())
     )
     sites = (national, *boxes)
@@ -175,7 +183,8 @@ def make_layout(state_dir: Path, cache_dir: Path, base_port: int = BASE_PORT) ->
     )
 
 
-def _make_site(name: SiteId, region: str, state_dir: Path, port: int) -> SiteLayout:
+def _make_site(name: SiteId, region: str, state_dir: Path, base_port: int, index: int) -> SiteLayout:
+    port = base_port + 10 * (index + 1)
     return SiteLayout(
         name=name,
         region=region,
@@ -187,6 +196,7 @@ def _make_site(name: SiteId, region: str, state_dir: Path, port: int) -> SiteLay
         peer_port=port + 4,
         nats_port=port + 5,
         nats_monitor_port=port + 6,
+        plant_port=base_port + _PLANT_OFFSET + 10 * index,
     )
 
 

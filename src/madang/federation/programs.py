@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from madang.federation.layout import HOST, Layout, SiteLayout, gateway_settings, node_settings, site_settings
+from madang.federation.plant import PLANT_FILE
 from madang.gateway.settings import GatewaySettings
 from madang.node.settings import NodeSettings
 from madang.runtime.supervision import ListenSpec, ProcessSpec
@@ -103,6 +104,13 @@ def plan_federation_programs(
         log_path=layout.log_dir / "relay.log",
         rank=_RANK_RELAY,
     )
+    plant = ProcessSpec(
+        name="plant",
+        argv=module_argv("madang.sim.plant", layout.state_dir / PLANT_FILE),
+        cwd=layout.run_dir,
+        log_path=layout.log_dir / "plant.log",
+        rank=_RANK_RELAY,
+    )
     hub_nats = ProcessSpec(
         name="hub-nats",
         argv=(str(nats_server), "-c", str(hub_nats_config)),
@@ -125,7 +133,7 @@ def plan_federation_programs(
         for site in layout.sites
         for spec in plan_site_programs(_embedded(layout, site, nats_server, site_nats_configs[site.name]))
     )
-    return (relay, hub_nats, hub, *sites)
+    return (relay, plant, hub_nats, hub, *sites)
 
 
 def _embedded(layout: Layout, site: SiteLayout, nats_server: Path, nats_config: Path) -> SitePrograms:

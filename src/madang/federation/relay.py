@@ -7,7 +7,6 @@ as `python -m madang.federation.relay --config FILE`; commanded over a unix sock
 
 import argparse
 import asyncio
-import os
 import signal
 import socket
 import struct
@@ -33,6 +32,7 @@ from madang.federation.relay_settings import (
     sites_of,
 )
 from madang.runtime.clock import SystemClock
+from madang.runtime.control_socket import LINE_BYTES_MAX, answer_with, ask_control, open_control
 from madang.runtime.files import replace_file
 from madang.runtime.listening import open_listener
 from madang.runtime.settings import load_settings
@@ -42,8 +42,6 @@ _DIAL_TIMEOUT_S = 5.0
 _RESET_WAIT_S = 2.0
 _SWEEP_S = 1.0
 _TCP_CLOSED = (7, 8)  # TCP_CLOSE, TCP_CLOSE_WAIT of net/tcp_states.h
-_CONTROL_TIMEOUT_S = 5.0
-_CONTROL_BYTES_MAX = 4096
 _LINGER_NONE = struct.pack("ii", 1, 0)  # socket(7): close sends RST and drops what is unsent
 
 
@@ -265,7 +263,6 @@ class Relay:
         self._log = log
         self._links: list[_Link] = []
         self._modes = read_modes(settings.run_dir)
-        self._one_at_a_time = asyncio.Lock()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until `stop`; raises Rejected when a port is taken."""
@@ -273,7 +270,11 @@ class Relay:
             self._links = [_Link(facts, self._settings, tasks) for facts in self._settings.links]
             try:
                 await self._apply()
-                control = await asyncio.start_unix_server(self._serve, sock=_open_control(self._settings.run_dir))
+                control = await asyncio.start_unix_server(
+                    answer_with(self._serve_line, self._log),
+                    sock=open_control(self._settings.run_dir, CONTROL_SOCKET),
+                    limit=LINE_BYTES_MAX,
+                )
                 async with control:
                     self._log.info("relay_ready", links=len(self._links))
                     while not stop.is_set():
@@ -291,18 +292,8 @@ class Relay:
             if mode is not link.mode:
                 await link.enter(mode)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(_CONTROL_TIMEOUT_S):
-                line = await reader.readuntil(b"\n")
-                async with self._one_at_a_time:
-                    reply = await self._obey(line)
-                writer.write(msgspec.json.encode(reply) + b"\n")
-                await writer.drain()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            self._log.warning("control_failed", reason=str(error))
-        finally:
-            writer.close()
+    async def _serve_line(self, line: bytes) -> bytes:
+        return msgspec.json.encode(await self._obey(line))
 
     async def _obey(self, line: bytes) -> WanReply:
         try:
@@ -346,40 +337,10 @@ def write_modes(run_dir: Path, modes: dict[str, LinkMode]) -> None:
     replace_file(run_dir / MODES_FILE, msgspec.json.encode(WanModes(modes=modes)))
 
 
-def _control_address(folder: int) -> str:
-    # A path of any length: sun_path holds 108 bytes (unix(7)), and state folders may be deep.
-    return f"/proc/self/fd/{folder}/{CONTROL_SOCKET}"
-
-
-def _open_control(run_dir: Path) -> socket.socket:
-    (run_dir / CONTROL_SOCKET).unlink(missing_ok=True)
-    folder = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.fchmod(control.fileno(), 0o600)  # before bind, the file is born with this mode
-        control.bind(_control_address(folder))
-        control.listen(8)
-    except OSError as error:
-        control.close()
-        raise Unavailable(f"cannot open {run_dir / CONTROL_SOCKET}: {error.strerror}") from error
-    finally:
-        os.close(folder)
-    return control
-
-
 def send_command(run_dir: Path, command: WanCommand) -> WanReply:
     """Command a running relay and return its answer; raises Unavailable without one, Rejected when it refuses."""
     try:
-        folder = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-                control.settimeout(_CONTROL_TIMEOUT_S)
-                control.connect(_control_address(folder))
-                control.sendall(msgspec.json.encode(command) + b"\n")
-                with control.makefile("rb") as stream:
-                    line = stream.readline()
-        finally:
-            os.close(folder)
+        line = ask_control(run_dir, CONTROL_SOCKET, msgspec.json.encode(command))
     except OSError as error:
         raise Unavailable(
             f"the relay of the embedded federation in {run_dir.parent} does not answer: {error.strerror or error}",

@@ -28,6 +28,8 @@ def _lines(table: dict[str, Any]) -> list[str]:
 def _render(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(_render(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(_lines(value)) + " }" if value else "{}"
     if isinstance(value, str):
         return _quote(value)
     return msgspec.json.encode(value).decode()  # numbers and booleans are written alike in both

@@ -155,6 +155,10 @@ class Live:
         """
         self.written_ns = live.written_ns
         self.admission_closed_reason = live.admission_closed_reason
+        self.shed_from = live.shed_from
+        self.is_spilling = live.is_spilling
+        self.envelope_reason = live.envelope_reason
+        self.envelope_until_ns = live.envelope_until_ns
         self.replicas: dict[str, tuple[LiveReplica, ...]] = {}
         self.replicas_by_id: dict[str, LiveReplica] = {}
         self.peers: dict[SiteId, LivePeer] = {}
@@ -201,6 +205,8 @@ class Live:
                 load.slots,
                 load.in_flight,
                 data_class_max=self.links[peer.site],
+                shed_from=peer.shed_from,
+                is_spilling=peer.is_spilling,
             )
             self.choices[load.service] = (*self.choices.get(load.service, ()), choice)
 

@@ -6,6 +6,8 @@ choose: `madang.policy.routing` does.
 
 import asyncio
 
+import msgspec
+
 from madang.core import Clock, Entropy, EventId, ReplicaId, RequestId, SiteId, draw_unit, make_request_id
 from madang.gateway.access_log import AccessLog
 from madang.gateway.admission import Admission
@@ -18,6 +20,7 @@ from madang.gateway.tracing import Tracing
 from madang.gateway.upstream import UpstreamPool
 from madang.gateway.usage_log import UsageLog
 from madang.machine.retry_budget import RetryBudget
+from madang.model import PriorityClass
 from madang.policy.routing import PeerChoice, ReplicaChoice, Route, ToPeer, ToReplica, View
 from madang.runtime.telemetry import EventLog
 from madang.wire.openai_errors import ApiError, ErrorCode
@@ -150,7 +153,20 @@ class Relay:
         if suspects:
             peers = tuple(map(self._judge, peers))
         duration_s = self._durations_s.get(service, 0.0)
-        return View(site=self.site, sites=desired.sites, replicas=tuple(replicas), peers=peers, duration_s=duration_s)
+        if not live.envelope_until_ns:
+            return View(
+                site=self.site, sites=desired.sites, replicas=tuple(replicas), peers=peers, duration_s=duration_s
+            )
+        has_run_out = self.clock.monotonic_ns() > live.envelope_until_ns
+        return View(
+            site=self.site,
+            sites=desired.sites,
+            replicas=tuple(replicas),
+            peers=peers,
+            duration_s=duration_s,
+            shed_from=live.shed_from or (PriorityClass.BATCH if has_run_out else None),
+            is_spilling=live.is_spilling or has_run_out,
+        )
 
     def may_retry(self) -> bool:
         """Return whether one more attempt may be made for a request whose attempt failed, and count it."""
@@ -181,9 +197,7 @@ class Relay:
     def _judge(self, peer: PeerChoice) -> PeerChoice:
         if not self.suspects.is_suspect(ToPeer(peer.site)):
             return peer
-        return PeerChoice(
-            peer.site, peer.digest_age_s, peer.replicas_ready, peer.slots, peer.in_flight, True, peer.data_class_max
-        )
+        return msgspec.structs.replace(peer, is_suspect=True)
 
 
 def _name(route: Route) -> str:

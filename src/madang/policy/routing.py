@@ -9,6 +9,9 @@ Order of preference: a replica of this site with a free slot; a legal peer with 
 a legal peer's queue; then the same among those that failed a moment ago. Within a rank the most free slots or
 the shortest predicted wait win; ties fall by the request's seed among replicas, by name among peers.
 
+What power, cooling or safety leave of a site comes from its envelope: a site that sheds a class serves none of it,
+here as among peers, and one that is spilling is taken after the others, for every class.
+
 Classes differ only in how full a replica may be before they are refused: `batch` takes no more than three quarters
 of the slots and never waits, `interactive` lets two wait for each slot, `clinical` three. So when there is more work
 than room, batch is shed first, then interactive, and what is left is the clinic's; and since the lower class is
@@ -36,6 +39,8 @@ BATCH_SLOTS_QUARTERS = 3
 OVERLOADED_RETRY_S = 2.0
 """For a full service whose requests' time is not known yet."""
 RETRY_S_MIN, RETRY_S_MAX = 1.0, 60.0
+SHED_RETRY_S = 30.0
+"""For a class that the site's envelope sheds: the grid or a cooling unit is not back within seconds."""
 NO_REPLICA_RETRY_S = 5.0
 """An engine restarts in 2 to 6 s (facts: engines)."""
 
@@ -82,6 +87,8 @@ class PeerChoice(msgspec.Struct, frozen=True):
         digest_age_s: when the feed was written; negative means that none was ever seen.
         is_suspect: it failed or stayed silent a moment ago.
         data_class_max: the highest class of data that the way to it may carry; open, where nobody says more.
+        shed_from: it serves no request of this class or a less urgent one; None: it serves all.
+        is_spilling: power or cooling are short there, so others come first.
     """
 
     site: SiteId
@@ -91,6 +98,8 @@ class PeerChoice(msgspec.Struct, frozen=True):
     in_flight: int
     is_suspect: bool = False
     data_class_max: DataClass = DataClass.OPEN
+    shed_from: PriorityClass | None = None
+    is_spilling: bool = False
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +111,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         replicas: ready replicas of the asked service here.
         peers: peers that may serve it, in any order.
         duration_s: how long requests of the service took here of late, waiting included; 0 where that is not known.
+        shed_from, is_spilling: of this site, as of a peer.
     """
 
     site: SiteId
@@ -109,6 +119,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     replicas: tuple[ReplicaChoice, ...]
     peers: tuple[PeerChoice, ...]
     duration_s: float = 0.0
+    shed_from: PriorityClass | None = None
+    is_spilling: bool = False
 
 
 class ToReplica(msgspec.Struct, frozen=True):
@@ -159,13 +171,34 @@ def choose_route(ask: Ask, view: View, tried: Collection[Route], seed: int) -> R
     """
     replicas = _usable_replicas(ask, view, tried)
     priority = ask.priority
+    is_shed = view.shed_from is not None and is_shed_class(priority, view.shed_from) and bool(replicas)
+    if is_shed:
+        replicas = []
     free = [choice for choice in replicas if not choice.is_suspect and _has_free(priority, choice)]
-    if free:
+    if free and not view.is_spilling:
         return ToReplica(_most_free(free, seed).replica_id)
     peers = _usable_peers(ask, view, tried)
-    found = _first_peer(choice for choice in peers if not choice.is_suspect and _has_free(priority, choice))
+    found = _first_peer(
+        choice for choice in peers if not choice.is_suspect and not choice.is_spilling and _has_free(priority, choice)
+    )
     if found is not None:
         return found
+    if free:
+        return ToReplica(_most_free(free, seed).replica_id)
+    queue = _choose_queue(priority, replicas, peers, seed)
+    if queue is not None:
+        return queue
+    if is_shed:
+        return Refusal(RefusalReason.OVERLOADED, SHED_RETRY_S * (1.0 + draw_unit(seed)))
+    if replicas or peers:
+        return Refusal(RefusalReason.OVERLOADED, predict_room_s(ask.priority, replicas or peers, view.duration_s, seed))
+    return _refuse(ask, view, tried)
+
+
+def _choose_queue(
+    priority: PriorityClass, replicas: list[ReplicaChoice], peers: list[PeerChoice], seed: int
+) -> Route | None:
+    """Return where a request may wait: here, then at a peer; among those that failed of late only when no other can."""
     for is_suspect in (False, True):
         room = [choice for choice in replicas if choice.is_suspect is is_suspect and _has_room(priority, choice)]
         if room:
@@ -175,13 +208,14 @@ def choose_route(ask: Ask, view: View, tried: Collection[Route], seed: int) -> R
         )
         if found is not None:
             return found
-    if replicas or peers:
-        return Refusal(RefusalReason.OVERLOADED, predict_room_s(ask.priority, replicas or peers, view.duration_s, seed))
-    return _refuse(ask, view, tried)
+    return None
 
 
 def _refuse(ask: Ask, view: View, tried: Collection[Route]) -> Refusal:
-    """Return why nobody is left to ask: nobody ever was, those who are may not be reached in clear, or all are down."""
+    """Return why nobody is left to ask: nobody ever was, those who are shed this class, may not be reached in clear, or
+    all are down."""  # noqa: D205
+    if _usable_peers(ask, view, tried, is_shed_judged=False):
+        return Refusal(RefusalReason.OVERLOADED, SHED_RETRY_S)
     legal = legal_sites(ask.residency, ask.data_class, view.sites.values())
     if not legal:
         return Refusal(RefusalReason.RESIDENCY)
@@ -191,6 +225,11 @@ def _refuse(ask: Ask, view: View, tried: Collection[Route]) -> Refusal:
     barred = {*clear, view.site} if ask.is_local_barred else {*clear}
     is_hope = any(site.name not in barred for site in legal)
     return Refusal(RefusalReason.CLEAR_LINK, NO_REPLICA_RETRY_S if is_hope else None, clear)
+
+
+def is_shed_class(priority: PriorityClass, shed_from: PriorityClass | None) -> bool:
+    """Return whether a site that sheds from a class on serves no request of `priority`."""
+    return shed_from is not None and priority.rank >= shed_from.rank
 
 
 def legal_sites(residency: Residency, data_class: DataClass, sites: Iterable[Site]) -> list[Site]:
@@ -224,8 +263,10 @@ def _usable_replicas(ask: Ask, view: View, tried: Collection[Route]) -> list[Rep
     return [choice for choice in replicas if ToReplica(choice.replica_id) not in tried]
 
 
-def _usable_peers(ask: Ask, view: View, tried: Collection[Route], *, is_link_judged: bool = True) -> list[PeerChoice]:
-    """Return the peers that live, are legal and may be reached; the last is left out of account where told so."""
+def _usable_peers(
+    ask: Ask, view: View, tried: Collection[Route], *, is_link_judged: bool = True, is_shed_judged: bool = True
+) -> list[PeerChoice]:
+    """Return the peers that live, are legal, may be reached and serve the class; the last two unless told otherwise."""
     if ask.hops_left < 1:
         return []
     return [
@@ -235,6 +276,7 @@ def _usable_peers(ask: Ask, view: View, tried: Collection[Route], *, is_link_jud
         and choice.replicas_ready > 0
         and is_peer_current(choice.digest_age_s)
         and (not is_link_judged or is_within(ask.data_class, choice.data_class_max))
+        and not (is_shed_judged and choice.shed_from is not None and is_shed_class(ask.priority, choice.shed_from))
         and _is_legal(ask, view, choice.site)
         and ToPeer(choice.site) not in tried
     ]
@@ -296,5 +338,7 @@ def _most_free(choices: list[ReplicaChoice], seed: int) -> ReplicaChoice:
 
 
 def _first_peer(choices: Iterable[PeerChoice]) -> ToPeer | None:
-    best = min(choices, key=lambda choice: (choice.in_flight / choice.slots, choice.site), default=None)
+    best = min(
+        choices, key=lambda choice: (choice.is_spilling, choice.in_flight / choice.slots, choice.site), default=None
+    )
     return None if best is None else ToPeer(best.site)

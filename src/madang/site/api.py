@@ -10,6 +10,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 import madang
+from madang.core import SiteId
 from madang.model import ReplicaPhase
 from madang.policy.links import most_over_url
 from madang.runtime.admin_http import NotFound, json_response, takes
@@ -17,6 +18,8 @@ from madang.runtime.cordon_request import CordonReason, read_reason
 from madang.site.access_api import add_access_routes
 from madang.site.audit import ROWS_PER_PAGE_MAX, append_audit, read_audit
 from madang.site.desired import read_refusals
+from madang.site.facility.alarm_routes import add_alarm_routes
+from madang.site.facility.routes import add_facility_routes
 from madang.site.leases.routes import add_lease_routes
 from madang.site.nodes import NodeState
 from madang.site.outbox import read_totals
@@ -35,6 +38,9 @@ def make_router(parts: SiteParts) -> APIRouter:
     add_lease_routes(router, parts)
     _add_records(router, parts)
     add_access_routes(router, parts)
+    add_facility_routes(router, parts.settings.name, parts.facility, parts.clock, parts.entropy)
+    if parts.facility is not None:
+        add_alarm_routes(router, SiteId(parts.settings.name), parts.facility.alarms, parts.clock)
     _add_actions(router, parts)
     return router
 

@@ -80,6 +80,8 @@ async def run_site(settings: SiteSettings, clock: Clock, entropy: Entropy, log: 
         await parts.replicas.load()
         await parts.tenant_data.prepare()
         await parts.leases.keeper.load()
+        if parts.facility is not None:
+            await parts.facility.load()
         server = AdminServer(Doors(make_app(parts), make_internal(parts)), settings.listen_host, settings.port)
         port = await server.start()
         log.info("site_serving", port=port, boot_id=parts.boot_id, version=madang.__version__)
@@ -93,6 +95,8 @@ async def run_site(settings: SiteSettings, clock: Clock, entropy: Entropy, log: 
         for client in parts.clients.values():
             await client.close()
         await parts.tenant_data.close()
+        if parts.facility is not None:
+            await parts.facility.close()
         parts.leases.keeper.close()
         parts.database.close()
 
@@ -137,6 +141,8 @@ def list_loops(parts: SiteParts) -> dict[str, Coroutine[Any, Any, None]]:
         **parts.tenant_data.loops(),
         **parts.leases.loops(),
     }
+    if parts.facility is not None:
+        loops.update(parts.facility.loops())
     for name, client in parts.clients.items():
         loops[f"observe_{name}"] = client.run_observe()
         loops[f"plan_{name}"] = client.run_plans()

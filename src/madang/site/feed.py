@@ -22,6 +22,7 @@ from madang.model import KeyPolicy, Project, ReplicaObserved, ReplicaPhase
 from madang.runtime.files import replace_file
 from madang.runtime.telemetry import EventLog
 from madang.site.desired import DesiredView, read_meta, write_meta
+from madang.site.facility.allowed import Limits
 from madang.site.guard import GuardedStore
 from madang.site.nodes import NodeBook
 from madang.site.peers import Peers
@@ -175,6 +176,7 @@ class FeedWriter:
         find_closed_reason: Callable[[], str],
         clock: Clock,
         log: EventLog,
+        find_limits: Callable[[], Limits] = Limits,
     ) -> None:
         """Prepare both loops.
 
@@ -188,6 +190,7 @@ class FeedWriter:
             nodes: whose change is written at once.
             peers: the other sites.
             find_closed_reason: why no new requests may be taken; empty when they may.
+            find_limits: what the envelope allows now.
             clock: for `written_ns`.
             log: gets a file that cannot be written, once, and its recovery.
         """
@@ -200,6 +203,7 @@ class FeedWriter:
         self._nodes = nodes
         self._peers = peers
         self._find_closed_reason = find_closed_reason
+        self._find_limits = find_limits
         self._clock = clock
         self._log = log
         self._slots_stored = replicas.table
@@ -226,6 +230,7 @@ class FeedWriter:
         while True:
             seen = self._nodes.changed.level
             self._replicas.count()
+            limits = self._find_limits()
             live = GatewayLive(
                 written_ns=self._clock.monotonic_ns(),
                 boot_id=self._boot_id,
@@ -233,6 +238,10 @@ class FeedWriter:
                 peers=self._peers.list_peers(),
                 own_sessions=self._peers.own_sessions(),
                 admission_closed_reason=self._find_closed_reason(),
+                shed_from=limits.shed_from,
+                is_spilling=limits.is_spilling,
+                envelope_reason=limits.reason,
+                envelope_until_ns=limits.until_ns,
             )
             # Not durable and not on a thread: a rename in the page cache takes a tenth of a millisecond.
             self._write(LIVE_FILE, encode_feed(live), is_durable=False)

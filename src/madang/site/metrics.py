@@ -21,6 +21,8 @@ from madang.site.access_archive import AccessArchive
 from madang.site.agent import DesiredAgent
 from madang.site.artifacts import SiteArtifacts
 from madang.site.desired import DesiredView
+from madang.site.facility.facility import Facility
+from madang.site.facility.gauges import collect_facility
 from madang.site.forwarder import Forwarder
 from madang.site.guard import GuardedStore
 from madang.site.intake import Importer, OutboxGauge
@@ -51,6 +53,7 @@ class MetricSources:
     receipts: ReceiptBook
     leases: LeaseTalk
     artifacts: SiteArtifacts
+    facility: Facility | None
     clock: Clock
 
 
@@ -179,6 +182,8 @@ class SiteCollector(Collector):
         for peer in self._sources.peers.list_peers():
             peers.add_metric([peer.site], peer.digest_age_s)
         yield peers
+        if self._sources.facility is not None:
+            yield from collect_facility(self._sources.facility)
 
 
 def _count_by(name: str, text: str, label: str, counts: dict[str, int]) -> CounterMetricFamily:

@@ -13,6 +13,7 @@ from sqlalchemy.dialects.sqlite import insert
 from madang.core import Clock, NodeId, SiteId, ns_to_s
 from madang.model import ChipCordon, ReplicaObserved, ReplicaSpec
 from madang.policy.placement import NodeView, Unplaced
+from madang.site.facility.allowed import Allowed
 from madang.site.signal import Signal
 from madang.site.tables import NODE
 from madang.wire.node_api import NodeObserved, NodePlan
@@ -65,7 +66,7 @@ class NodeState(msgspec.Struct, kw_only=True):
 class NodeBook:
     """All nodes of the site."""
 
-    def __init__(self, names: tuple[str, ...], clock: Clock) -> None:
+    def __init__(self, names: tuple[str, ...], clock: Clock, allowed: Allowed | None = None) -> None:
         """Start with nodes that were not heard.
 
         Attributes:
@@ -74,6 +75,7 @@ class NodeBook:
             changed: rises when a replica, a chip's state, a cordon or a plan changes; not with every reading.
         """
         self._clock = clock
+        self._allowed = Allowed(clock) if allowed is None else allowed
         self.nodes = {NodeId(name): NodeState(name=NodeId(name), since_ns=clock.monotonic_ns()) for name in names}
         self.unplaced: tuple[Unplaced, ...] = ()
         self.changed = Signal()
@@ -101,14 +103,15 @@ class NodeBook:
         return ns_to_s(self._clock.monotonic_ns() - since_ns)
 
     def views(self) -> tuple[NodeView, ...]:
-        """Return the nodes as the planner sees them."""
+        """Return the nodes as the planner sees them: what the envelope forbids is forbidden here."""
+        limited, is_open = self._allowed.nodes(), self._allowed.accepts_placements()
         return tuple(
             NodeView(
                 node=node.name,
                 chips=node.observed.chips if node.observed is not None else (),
                 is_observed=node.observed is not None,
-                is_cordoned=node.is_cordoned,
-                is_draining=node.is_draining,
+                is_cordoned=node.is_cordoned or node.name in limited or not is_open,
+                is_draining=node.is_draining or node.name in limited,
                 is_lost=node.observed is not None and self.silence_s(node) > LOST_AFTER_S,
                 cordons=self.cordons(node),
                 leases=node.observed.leases if node.observed is not None else (),

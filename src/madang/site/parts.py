@@ -24,6 +24,9 @@ from madang.site.artifacts import SiteArtifacts
 from madang.site.bootstrap import SITE_USER, access_folder, identity_file, password_file
 from madang.site.cordons import Cordons
 from madang.site.desired import DesiredView
+from madang.site.facility.allowed import Allowed
+from madang.site.facility.facility import Facility, make_facility
+from madang.site.facility.use import find_use, list_open_peers
 from madang.site.feed import FeedWriter, Replicas
 from madang.site.forwarder import Forwarder
 from madang.site.guard import GuardedStore
@@ -80,6 +83,9 @@ class SiteParts:
     leases: LeaseTalk
     tenant_data: TenantData
     artifacts: SiteArtifacts
+    allowed: Allowed
+    facility: Facility | None
+    entropy: Entropy
     registry: CollectorRegistry
 
 
@@ -129,9 +135,11 @@ class _Kit:
     gauge: OutboxGauge
     book: NodeBook
     roots: ssl.SSLContext | None
+    allowed: Allowed
 
 
 def _make_kit(settings: SiteSettings, database: Store, clock: Clock, entropy: Entropy, log: EventLog) -> _Kit:
+    allowed = Allowed(clock)
     return _Kit(
         settings=settings,
         boot_id=entropy.token_bytes(8).hex(),
@@ -144,7 +152,8 @@ def _make_kit(settings: SiteSettings, database: Store, clock: Clock, entropy: En
         view=DesiredView(),
         changed=Signal(),
         gauge=OutboxGauge(),
-        book=NodeBook(tuple(node.name for node in settings.nodes), clock),
+        book=NodeBook(tuple(node.name for node in settings.nodes), clock, allowed),
+        allowed=allowed,
         roots=None if settings.peer_ca_file is None else load_roots("peer_ca_file", settings.peer_ca_file),
     )
 
@@ -167,6 +176,7 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
     peers = _make_peers(kit, identity, replicas)
     tenant_data = _make_tenant_data(kit, replicas, peers)
     leases, artifacts = _make_leases(kit), _make_artifacts(kit, peers)
+    facility = _make_facility(kit, peers)
     sources = _make_sources(
         kit,
         agent=agent,
@@ -178,6 +188,7 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         receipts=receipts,
         leases=leases,
         artifacts=artifacts,
+        facility=facility,
     )
     return SiteParts(
         settings=settings,
@@ -208,6 +219,9 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         leases=leases,
         tenant_data=tenant_data,
         artifacts=artifacts,
+        allowed=kit.allowed,
+        facility=facility,
+        entropy=entropy,
         registry=make_registry(sources),
     )
 
@@ -330,6 +344,20 @@ def _make_peers(kit: _Kit, identity: Ed25519PrivateKey, replicas: Replicas) -> P
         clock=kit.clock,
         log=kit.log,
         roots=kit.roots,
+        find_limits=kit.allowed.limits,
+    )
+
+
+def _make_facility(kit: _Kit, peers: Peers) -> Facility | None:
+    return make_facility(
+        kit.settings,
+        allowed=kit.allowed,
+        find_use=lambda node: find_use(kit.book, kit.view, node),
+        list_peers=lambda: list_open_peers(peers.list_peers()),
+        on_change=kit.book.changed.rise,
+        store=kit.store,
+        clock=kit.clock,
+        log=kit.log,
     )
 
 
@@ -390,6 +418,7 @@ def _make_feed(kit: _Kit, replicas: Replicas, access: AccessArchive, peers: Peer
         find_closed_reason=lambda: find_closed_reason(kit.settings, kit.gauge, kit.store, access),
         clock=kit.clock,
         log=kit.log,
+        find_limits=kit.allowed.limits,
     )
 
 

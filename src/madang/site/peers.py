@@ -15,6 +15,7 @@ from madang.model import Site
 from madang.runtime.bus import Bus, BusMessage
 from madang.runtime.telemetry import EventLog
 from madang.site.desired import DesiredView
+from madang.site.facility.allowed import Limits
 from madang.site.round_trips import RoundTrips
 from madang.site.sessions import SessionBook
 from madang.wire.bus import Digest, ServiceLoad, decode, digest_subject, encode, site_of_subject
@@ -42,6 +43,7 @@ class Peers:
         clock: Clock,
         log: EventLog,
         roots: ssl.SSLContext | None = None,
+        find_limits: Callable[[], Limits] = Limits,
     ) -> None:
         """Prepare the loops.
 
@@ -57,6 +59,7 @@ class Peers:
             clock: for ages and `sent_at_s`.
             log: gets refused digests, once per site and reason.
             roots: who vouches for peers that are dialled with TLS; None for the system's.
+            find_limits: what our envelope allows now.
         """
         self._site = SiteId(site)
         self._boot_id = boot_id
@@ -66,6 +69,7 @@ class Peers:
         self._overrides = overrides
         self._encrypted_links = frozenset(encrypted_links)
         self._find_loads = find_loads
+        self._find_limits = find_limits
         self._clock = clock
         self._log = log
         self._book = DigestBook()
@@ -80,6 +84,7 @@ class Peers:
         """Send our digest every `period_s`; without a connection nobody misses it."""
         while True:
             self._seq += 1
+            limits = self._find_limits()
             digest = Digest(
                 site=self._site,
                 boot_id=self._boot_id,
@@ -87,6 +92,8 @@ class Peers:
                 sent_at_s=self._clock.wall_s(),
                 services=self._find_loads(),
                 offers=self._sessions.offers(),
+                shed_from=limits.shed_from,
+                is_spilling=limits.is_spilling,
             )
             if self._bus.is_connected:
                 # Unavailable: the connection went this moment; the bus says so itself.
@@ -147,6 +154,8 @@ class Peers:
                     digest_age_s=self._book.age_s(name, now_ns),
                     services=digest.services if digest is not None else (),
                     sessions=self._sessions.sessions(fact, digest.offers) if digest is not None else (),
+                    shed_from=digest.shed_from if digest is not None else None,
+                    is_spilling=digest is not None and digest.is_spilling,
                 )
             )
         return tuple(peers)

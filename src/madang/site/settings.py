@@ -70,6 +70,12 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         artifact_line_bytes_s_max, artifact_source_bytes_s_max: of all sources together, and of each; 0: no limit.
         artifact_bytes_max: what the cache may hold; the least recently used leaves, never what is wanted here. 0: as
             much as the disk has, less a margin.
+        facility_file: describes power, cooling and security of the box; none: the site has no facility.
+        facility_secrets_dir: files `NAME.toml` (0600) with what devices want to know; `secrets` in `state_dir` by
+            default.
+        facility_armed: actuators that are armed from the start, `NODE.cap`, `NODE.state`, `SITE.shed`, `SITE.spill`, …;
+            all others only say what they would do, until somebody arms them.
+        facility_notify_file: where alarms are told (webhook, e-mail); none: they are shown and journalled only.
     """
 
     name: str
@@ -123,3 +129,7 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     artifact_line_bytes_s_max: int = 0
     artifact_source_bytes_s_max: int = 0
     artifact_bytes_max: int = 0
+    facility_file: Path | None = None
+    facility_secrets_dir: Path | None = None
+    facility_armed: tuple[str, ...] = ()
+    facility_notify_file: Path | None = None

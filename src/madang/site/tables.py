@@ -174,3 +174,26 @@ LEASE_POT = sa.Table(
     sa.Column("ends_at_s", sa.Float, nullable=False),
     sa.Column("state", sa.LargeBinary, nullable=False),
 )
+
+# Every transition of every alarm, numbered without holes; pruned by age.
+ALARM_JOURNAL = sa.Table(
+    "alarm_journal",
+    METADATA,
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at_s", sa.Float, nullable=False),
+    sa.Column("alarm", sa.String(256), nullable=False),
+    sa.Column("entry", sa.Text, nullable=False),
+    sa.Index("alarm_journal_at", "at_s"),
+)
+
+# Energy registers at each quarter of an hour; a reading that could not be had has no value, and is never made up.
+METER_READING = sa.Table(
+    "meter_reading",
+    METADATA,
+    sa.Column("point_id", sa.String(128), primary_key=True),
+    sa.Column("at_s", sa.Integer, primary_key=True),
+    sa.Column("value_wh", sa.Float, nullable=True),
+    sa.Column("read_at_s", sa.Float, nullable=True),
+    sa.Column("quality", sa.String(16), nullable=False),
+    sa.Column("is_simulated", sa.Boolean, nullable=False),
+)

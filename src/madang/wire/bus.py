@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from madang.core import Rejected, SiteId
-from madang.model import UsageEvent
+from madang.model import PriorityClass, UsageEvent
 
 USAGE_EVENTS_PER_BATCH_MAX = 500
 BATCH_BYTES_MAX = 512 * 1024
@@ -82,7 +82,12 @@ class ServiceLoad(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Digest(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="digest"):
-    """A site's load and key offers, several times a second on `digest.<site>`; holds no tenant's name."""
+    """A site's load and key offers, several times a second on `digest.<site>`; holds no tenant's name.
+
+    Attributes:
+        shed_from: the class from which on its envelope lets it serve nobody; None: it serves all.
+        is_spilling: power or cooling are short there; others come first.
+    """
 
     site: SiteId
     boot_id: str
@@ -90,6 +95,8 @@ class Digest(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="d
     sent_at_s: float
     services: tuple[ServiceLoad, ...]
     offers: tuple[KexOffer, ...]
+    shed_from: PriorityClass | None = None
+    is_spilling: bool = False
     version: int = 1
 
 

@@ -15,6 +15,7 @@ from madang.model import (
     CatalogEntry,
     DataClass,
     KeyPolicy,
+    PriorityClass,
     Project,
     ReplicaPhase,
     Service,
@@ -100,6 +101,7 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
         url: where its peer port is reached from here, `http://host:port`.
         digest_age_s: age of its newest digest when `live` was written; infinite is written as -1.
         sessions: newest first; sign with the first, accept any.
+        shed_from, is_spilling: of its envelope, as its newest digest says.
         round_trip_s: to its peer port and back, measured by the site process; negative where that is not known.
         is_link_encrypted: this site's operator says that the way there is encrypted below HTTP, as by a VPN.
     """
@@ -111,6 +113,8 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     sessions: tuple[PeerSession, ...]
     round_trip_s: float = -1.0
     is_link_encrypted: bool = False
+    shed_from: PriorityClass | None = None
+    is_spilling: bool = False
 
 
 class GatewayLive(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +125,10 @@ class GatewayLive(msgspec.Struct, frozen=True, kw_only=True):
         boot_id: of the site process.
         own_sessions: of the site process with its own gateway; kids begin with OWN_KID_PREFIX.
         admission_closed_reason: when not empty, workers refuse new requests with this reason.
+        shed_from: the site's envelope: no request of this class or a less urgent one is served here; None: all are.
+        is_spilling: power or cooling are short here, so peers come first.
+        envelope_reason: why, for people.
+        envelope_until_ns: monotonic instant at which the envelope runs out, and `batch` is shed; 0 without one.
     """
 
     written_ns: int
@@ -129,6 +137,10 @@ class GatewayLive(msgspec.Struct, frozen=True, kw_only=True):
     peers: tuple[Peer, ...]
     admission_closed_reason: str = ""
     own_sessions: tuple[PeerSession, ...] = ()
+    shed_from: PriorityClass | None = None
+    is_spilling: bool = False
+    envelope_reason: str = ""
+    envelope_until_ns: int = 0
     version: int = 1
 
 

@@ -1,0 +1,1 @@
+"""What reading a site's equipment costs."""

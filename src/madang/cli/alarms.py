@@ -1,0 +1,160 @@
+"""`madang alarm …`: what is wrong at a site, and what its operator does about it.
+
+Owns nothing; asks the site's own admin API, which answers with the hub and the WAN away.
+"""
+
+import getpass
+from typing import Annotated, Any
+
+import typer
+
+from madang.cli.access import Access, command
+from madang.cli.terminal import Row, field, print_json, print_table, render_duration, say
+from madang.cli.values import parse_duration_s
+from madang.core import Rejected
+
+Site = Annotated[str, typer.Option("--site", metavar="SITE", help="The site; its own admin API is asked.")]
+Name = Annotated[
+    str, typer.Argument(metavar="ALARM", help="As `madang alarm list` shows it: EQUIPMENT/POINT/CONDITION.")
+]
+Who = Annotated[
+    str | None, typer.Option("--who", help="Who you are, for journal and audit.", show_default="your login")
+]
+Reason = Annotated[str, typer.Option("--reason", help="Why, for the journal.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(
+        no_args_is_help=True, help="Alarms of a site's power, cooling and security.", rich_markup_mode=None
+    )
+    app.add_typer(group, name="alarm")
+    command(group, "list")(_list)
+    command(group, "journal")(_journal)
+    command(group, "acknowledge")(_acknowledge)
+    command(group, "reset")(_reset)
+    command(group, "shelve")(_shelve)
+    command(group, "unshelve")(_unshelve)
+    command(group, "take-out")(_take_out)
+    command(group, "put-back")(_put_back)
+
+
+def _list(access: Access, site: Site) -> None:
+    """List what is not normal: root causes first, their consequences below them."""
+    with access.site(site) as api:
+        found = api.get("/api/v1/alarms")
+    if access.is_json:
+        print_json(found)
+        return
+    if found["is_flood"]:
+        say("more alarms than a person can read: look at the first ones / 경보 폭주: 위의 것부터 보십시오")
+    if not found["alarms"]:
+        say(f"{site}: nothing is wrong / 이상 없음")
+        return
+    now_s = _now_s()
+    columns = (
+        ("ALARM", _name),
+        ("PRIORITY", field("priority")),
+        ("STATE", field("state")),
+        ("SINCE", lambda row: "-" if row["t_raise_s"] is None else render_duration(now_s - row["t_raise_s"])),
+        ("VALUE", lambda row: "" if row["value"] is None else f"{row['value']:.1f}"),
+        ("WHAT", lambda row: row["title_en"] or row["key"]["condition"]),
+        ("내용", field("title_ko")),
+        ("CAUSE", lambda row: _short(row["cause"]) if row["cause"] else ""),
+    )
+    print_table("alarms", columns, found["alarms"])
+
+
+def _journal(access: Access, site: Site, limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 50) -> None:
+    """List transitions of alarms, newest first."""
+    with access.site(site) as api:
+        rows = api.get("/api/v1/alarms/journal", {"limit": limit})
+    if access.is_json:
+        print_json(rows)
+        return
+    columns = (
+        ("NO.", field("sequence")),
+        ("AT", lambda row: _clock(row["at_s"])),
+        ("ALARM", lambda row: _short(row["key"])),
+        ("WHAT", field("what")),
+        ("WAS", field("was")),
+        ("NOW", field("now")),
+        ("WHO", field("who")),
+        ("REASON", field("reason")),
+    )
+    print_table("journal", columns, rows)
+
+
+def _acknowledge(access: Access, name: Name, site: Site, who: Who = None) -> None:
+    """Say that you have seen it."""
+    _say(access, site, "acknowledge", name, who)
+
+
+def _reset(access: Access, name: Name, site: Site, who: Who = None) -> None:
+    """Say that what a latching alarm stood for is over."""
+    _say(access, site, "reset", name, who)
+
+
+def _shelve(
+    access: Access,
+    name: Name,
+    site: Site,
+    duration: Annotated[str, typer.Option("--for", help="Such as 2h; one shift at most.")],
+    reason: Reason,
+    who: Who = None,
+) -> None:
+    """Do not hear of it for a while."""
+    _say(access, site, "shelve", name, who, for_s=parse_duration_s(duration), reason=reason)
+
+
+def _unshelve(access: Access, name: Name, site: Site, who: Who = None) -> None:
+    """Hear of it again."""
+    _say(access, site, "unshelve", name, who)
+
+
+def _take_out(access: Access, name: Name, site: Site, reason: Reason, who: Who = None) -> None:
+    """Take it out of service while somebody works on it."""
+    _say(access, site, "take_out", name, who, reason=reason)
+
+
+def _put_back(access: Access, name: Name, site: Site, who: Who = None) -> None:
+    """Put it back into service."""
+    _say(access, site, "put_back", name, who)
+
+
+def _say(access: Access, site: str, verb: str, name: str, who: str | None, **more: Any) -> None:
+    parts = name.split("/")
+    if len(parts) == 4:  # as the journal and notices write it, with the site in front
+        parts = parts[1:]
+    if len(parts) != 3:
+        raise Rejected(
+            f"{name!r} names no alarm", next_step="expected EQUIPMENT/POINT/CONDITION; see madang alarm list"
+        )
+    equipment, point, condition = parts
+    body = {"equipment": equipment, "point": "" if point == "-" else point, "condition": condition}
+    with access.site(site) as api:
+        found = api.call("POST", f"/api/v1/alarms/{verb}", {**body, "who": who or getpass.getuser(), **more})
+    if access.is_json:
+        print_json(found)
+    else:
+        say(f"{name}: {found['state']}")
+
+
+def _name(row: Row) -> str:
+    return _short(row["key"])
+
+
+def _short(key: dict[str, Any]) -> str:
+    return f"{key['equipment']}/{key['point'] or '-'}/{key['condition']}"
+
+
+def _now_s() -> float:
+    from madang.runtime.clock import SystemClock
+
+    return SystemClock().wall_s()
+
+
+def _clock(at_s: float) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(at_s, UTC).astimezone().strftime("%m-%d %H:%M:%S")

@@ -1,0 +1,1 @@
+"""Modbus TCP: meters, cooling units and I/O modules by register map, and SunSpec devices by model."""

@@ -1,0 +1,115 @@
+"""A site's facility as a whole: made from its file, run beside the other parts of the site program.
+
+Owns the wiring of poller, alarms, authority and meters. Refuses to do their work. A site without a file has none.
+"""
+
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from madang.core import Clock, NodeId, SiteId
+from madang.facility.site_file import SiteFile, load_site_file
+from madang.machine.alarm_defaults import default_rules
+from madang.machine.alarm_overrides import override_rules
+from madang.machine.alarm_plan import plan_alarms
+from madang.machine.sample_book import SampleBook
+from madang.model import Sample
+from madang.runtime.device_secrets import find_secret
+from madang.runtime.telemetry import EventLog
+from madang.site.facility.alarm_desk import AlarmDesk
+from madang.site.facility.allowed import Allowed
+from madang.site.facility.meters import MeterLog
+from madang.site.facility.mind import Mind
+from madang.site.facility.notify import Notifier, NotifySettings, load_notify
+from madang.site.facility.poller import Poller
+from madang.site.facility.world import NodeUse, World
+from madang.site.guard import GuardedStore
+from madang.site.settings import SiteSettings
+
+
+class Facility:
+    """Everything of one site's power, cooling and security."""
+
+    def __init__(
+        self,
+        *,
+        file: SiteFile,
+        settings: SiteSettings,
+        allowed: Allowed,
+        find_use: Callable[[NodeId], NodeUse],
+        list_peers: Callable[[], tuple[SiteId, ...]],
+        on_change: Callable[[], None],
+        store: GuardedStore,
+        clock: Clock,
+        log: EventLog,
+    ) -> None:
+        """Wire the parts; see each for its arguments. Raises as `Poller` and `load_notify` do."""
+        site = SiteId(settings.name)
+        self.file = file
+        self.now_s = clock.wall_s
+        self.allowed = allowed
+        self.book = SampleBook(file.model.points)
+        rules = override_rules(file.model, default_rules(file.model), file.plan.alarms)
+        notify = load_notify(settings.facility_notify_file) if settings.facility_notify_file else NotifySettings()
+        self.alarms = AlarmDesk(
+            plan=plan_alarms(file.model, rules),
+            store=store,
+            send=Notifier(notify, title=file.title or settings.name).send,
+            clock=clock,
+            log=log,
+        )
+        secrets_dir = settings.facility_secrets_dir or settings.state_dir / "secrets"
+        self.poller = Poller(
+            devices=file.devices,
+            profiles=file.profiles,
+            find_secret=partial(find_secret, secrets_dir),
+            take=self._take,
+            clock=clock,
+            log=log,
+        )
+        self.meters = MeterLog(book=self.book, store=store, clock=clock)
+        self.mind = Mind(
+            site=site,
+            world=World(file.model, file.plan, self.book),
+            poller=self.poller,
+            point_devices=file.point_devices,
+            armed=settings.facility_armed,
+            allowed=allowed,
+            find_use=find_use,
+            list_alarms=self.alarms.list_alarms,
+            list_peers=list_peers,
+            on_change=on_change,
+            store=store,
+            clock=clock,
+            log=log,
+        )
+
+    def _take(self, samples: tuple[Sample, ...]) -> None:
+        self.book.take(samples)
+        self.alarms.feed(samples)
+
+    async def load(self) -> None:
+        """Take what an earlier life stored."""
+        await self.alarms.load()
+        await self.mind.load()
+
+    def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """Return every loop by name; all of them run until cancelled."""
+        return {
+            **self.poller.loops(),
+            "alarms": self.alarms.run(),
+            "authority": self.mind.run(),
+            "meters": self.meters.run(),
+        }
+
+    async def close(self) -> None:
+        """End what is still under way."""
+        await self.mind.stop()
+        await self.alarms.stop()
+
+
+def make_facility(settings: SiteSettings, **parts: Any) -> Facility | None:
+    """Return a site's facility; None without a site file. Raises Rejected naming what is wrong in the file."""
+    if settings.facility_file is None:
+        return None
+    return Facility(file=load_site_file(settings.facility_file), settings=settings, **parts)

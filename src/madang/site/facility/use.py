@@ -1,0 +1,44 @@
+"""What the facility has to know of the site's work: what runs on a node and for whom, and which peers are open.
+
+Owns both questions. Refuses to decide. Called once a second.
+"""
+
+from collections.abc import Iterable
+
+from madang.core import NodeId, SiteId
+from madang.model import PriorityClass
+from madang.policy.routing import is_peer_current
+from madang.site.desired import DesiredView
+from madang.site.facility.world import NodeUse
+from madang.site.nodes import NodeBook
+from madang.wire.feed import Peer
+
+
+def find_use(book: NodeBook, view: DesiredView, node: NodeId) -> NodeUse:
+    """Return what runs on a node; one that was never heard is not taken for drained."""
+    state = book.nodes.get(node)
+    if state is None or state.observed is None:
+        return NodeUse()
+    services = {replica.service for replica in state.observed.replicas}
+    return NodeUse(is_drained=not state.observed.replicas, classes=find_classes(view, services))
+
+
+def find_classes(view: DesiredView, services: Iterable[str]) -> tuple[PriorityClass, ...]:
+    """Return the classes of those who may use any of the services, most urgent first."""
+    found = set()
+    for name in services:
+        service = view.services.get(name)
+        allowed = view.tenants if service is None or not service.tenants else service.tenants
+        found |= {view.tenants[tenant].priority for tenant in allowed if tenant in view.tenants}
+    return tuple(sorted(found, key=lambda one: one.rank))
+
+
+def list_open_peers(peers: Iterable[Peer]) -> tuple[SiteId, ...]:
+    """Return peers that were heard of late, serve something and are not short of power or cooling themselves."""
+    return tuple(
+        peer.site
+        for peer in peers
+        if is_peer_current(peer.digest_age_s)
+        and not peer.is_spilling
+        and any(load.replicas_ready for load in peer.services)
+    )
