@@ -213,7 +213,8 @@ def _choose_queue(
 
 def _refuse(ask: Ask, view: View, tried: Collection[Route]) -> Refusal:
     """Return why nobody is left to ask: nobody ever was, those who are shed this class, may not be reached in clear, or
-    all are down."""  # noqa: D205
+    all are down.
+    """  # noqa: D205
     if _usable_peers(ask, view, tried, is_shed_judged=False):
         return Refusal(RefusalReason.OVERLOADED, SHED_RETRY_S)
     legal = legal_sites(ask.residency, ask.data_class, view.sites.values())
