@@ -2,10 +2,15 @@
 
 import asyncio
 import contextlib
+import datetime
+import ipaddress
 import json
 
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from tests.facility.facility_parts import PeerServer, TwinRun, find_tool, peer_python, run_tool
 from tests.facility.redfish_parts import free_port, listens, running_quietly
 from tests.facility.test_mqtt import COOLING, COOLING_DEVICE, PLUG, PLUG_DEVICE
@@ -44,10 +49,11 @@ for line in sys.stdin:
 
 
 @contextlib.asynccontextmanager
-async def mosquitto(folder):
+async def mosquitto(folder, *lines):
     """Run a broker, and give its port."""
     program, port = find_tool("mosquitto"), free_port()
-    (folder / "broker.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n")
+    settings = (f"listener {port} 127.0.0.1", "allow_anonymous true", "persistence false", "user root", *lines)
+    (folder / "broker.conf").write_text("\n".join(settings) + "\n")
     async with running_quietly(program, "-c", folder / "broker.conf"):
         async with asyncio.timeout(HANG_S):
             while not await listens(port):  # noqa: ASYNC110  a port has no event
@@ -108,6 +114,61 @@ def test_plain_topics_through_mosquitto_from_its_own_client(tmp_path):
             assert away["power"].reason == "tele/plug7/LWT says Offline"
 
     asyncio.run(scene())
+
+
+def make_certificate(folder, name):
+    """Write a self-signed certificate for 127.0.0.1 with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    there = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=30))
+        .add_extension(there, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    (folder / f"{name}.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    )
+
+
+def test_tls_reaches_the_broker_that_the_authority_names_and_no_other(tmp_path):
+    publish = find_tool("mosquitto_pub")
+    for name in ("broker", "other"):
+        make_certificate(tmp_path, name)
+    lines = (f"certfile {tmp_path / 'broker.crt'}", f"keyfile {tmp_path / 'broker.key'}")
+
+    def device(name):
+        options = PLUG_DEVICE.options | {"tls": True, "ca_file": str(tmp_path / f"{name}.crt")}
+        return msgspec.structs.replace(PLUG_DEVICE, options=options)
+
+    async def scene():
+        async with (
+            mosquitto(tmp_path, *lines) as port,
+            driver_at(port, device("broker")) as driver,
+            driver_at(port, device("other")) as stranger,
+            driver_at(port, msgspec.structs.replace(PLUG_DEVICE, timeout_s=1.0)) as plain,
+        ):
+            await read_until(driver, bool)
+            ours = (publish, "-h", "127.0.0.1", "-p", port, "--cafile", tmp_path / "broker.crt")
+            await run_tool(*ours, "-t", "tele/plug7/STATE", "-m", '{"POWER":"ON"}')
+            heard = await read_until(driver, lambda samples: samples["power_switch"].value is not None)
+            refused = await read_until(stranger, bool)
+            unread = await read_until(plain, bool)
+            return heard["power_switch"].text, refused["power_switch"].reason, unread["power_switch"].quality
+
+    text, reason, quality = asyncio.run(scene())
+    assert text == "on"
+    assert "CERTIFICATE_VERIFY_FAILED" in reason or "certificate verify failed" in reason
+    assert quality is Quality.BAD
 
 
 def test_a_command_through_mosquitto_reaches_its_own_client(tmp_path):
