@@ -334,7 +334,8 @@ def test_a_database_of_the_release_before_gets_the_table_of_leases(tmp_path):
     engine = open_engine(sqlite_url(tmp_path / "old.db"))
     upgrade_schema(engine, "madang.site:migrations")
     with engine.begin() as connection:
-        connection.exec_driver_sql("DROP TABLE lease_pot")
+        for table in ("lease_pot", "alarm_journal", "meter_reading"):
+            connection.exec_driver_sql(f"DROP TABLE {table}")
         for column in ("audio_s", "images", "samples"):
             connection.exec_driver_sql(f"ALTER TABLE usage_total DROP COLUMN {column}")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0004'")
