@@ -134,3 +134,11 @@ def test_the_base_charge_follows_demand_or_contract_and_a_changed_contract_price
     )
     assert any("idle draw was changed" in text for text in found.unknown)
     assert sum(one.sum_micro_won for one in found.bill.tenants) == found.bill.sum_micro_won
+
+
+def test_a_register_of_large_steps_is_said_to_be_coarse():
+    assert not any("steps" in text for text in bill(month()).unknown)
+    coarse = [msgspec.structs.replace(one, value_wh=one.value_wh // 1000 * 1000) for one in month()]
+    found = bill(coarse)
+    assert any("steps of 1000 Wh" in text for text in found.unknown)
+    assert sum(one.sum_micro_won for one in found.bill.tenants) == found.bill.sum_micro_won

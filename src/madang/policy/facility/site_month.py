@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from datetime import date
 from itertools import pairwise
+from math import gcd
 
 import msgspec
 
@@ -24,6 +25,8 @@ QUARTER_S = 900
 NEAR_S = 30.0
 """A register that was read so near its quarter of an hour counts as read at it: it is polled every few seconds, and
 prices change on the hour. Engineering estimate: at most a thirtieth of a quarter's energy falls to its neighbour."""
+STEP_PART = 0.1
+"""A register whose steps are a larger part of a line than this is said to be coarse. Engineering rule."""
 USABLE = frozenset({"good", "uncertain", "substituted"})
 
 
@@ -149,6 +152,7 @@ def site_month(
             *bill.unknown[len(metered.gaps) :],
             *demand_unknown,
             *_edges(known, within, starts_at_s, until_s),
+            *_coarse(metered.lines),
             *changes,
         ),
     )
@@ -230,6 +234,18 @@ def _counted_months(month: str) -> list[str]:
     last = int(month[:4]) * 12 + int(month[5:]) - 1
     names = [f"{number // 12:04d}-{number % 12 + 1:02d}" for number in range(last - 11, last + 1)]
     return [name for name in names if name == month or int(name[5:]) in (12, 1, 2, 7, 8, 9)]
+
+
+def _coarse(lines: Sequence[EnergyLine]) -> list[str]:
+    """Return what a register of large steps means for single lines; the month as a whole is off by one step at most."""
+    step_wh = gcd(*(line.energy_wh for line in lines))
+    mean_wh = sum(line.energy_wh for line in lines) // max(1, len(lines))
+    if step_wh < STEP_PART * mean_wh or step_wh <= 1:
+        return []
+    return [
+        f"the register counts in steps of {step_wh} Wh, and a line has {mean_wh} Wh on average: single lines, and with "
+        "them the operator's idle part of each, are only as good"
+    ]
 
 
 def _sum_bands(lines: Iterable[EnergyLine]) -> tuple[BandSum, ...]:
