@@ -47,7 +47,8 @@ def test_a_message_of_another_kind_is_refused():
 
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_a_message_or_rejected(data):
-    for kind in (bus.Heartbeat, bus.Digest, bus.UsageBatch, bus.ResyncPart, bus.CommandReply, bus.SiteStatus):
+    kinds = (bus.Heartbeat, bus.Digest, bus.UsageBatch, bus.MeterBatch, bus.ResyncPart, bus.CommandReply)
+    for kind in (*kinds, bus.SiteStatus):
         with pytest.raises(Rejected):
             bus.decode(data, kind)
     with pytest.raises(Rejected):

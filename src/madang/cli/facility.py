@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from madang.cli import facility_energy
 from madang.cli.access import Access, command
 from madang.cli.terminal import field, print_json, print_table, say
 
@@ -22,6 +23,7 @@ def register(app: typer.Typer) -> None:
     # With one command only, typer would take its name away.
     group.callback()(lambda: None)
     command(group, "check")(_check)
+    facility_energy.register(group)
 
 
 def _check(access: Access, file: File) -> None:

@@ -205,6 +205,7 @@ it = ["pdu.power"]
 [contract]
 tariff = "general_a1_low"
 power_w = 8000
+base_by = "contract"
 meter = "meter.energy"
 idle_w = 700
 """

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 import madang
 from madang.core import Clock, Entropy, MadangError, Unavailable
-from madang.hub.api import artifacts, builds, catalog, cordons, money, records, sites, tenancy
+from madang.hub.api import artifacts, builds, catalog, cordons, energy, money, records, sites, tenancy
 from madang.hub.claims import merge_claims
 from madang.hub.desired_store import read_live_generations, replan
 from madang.hub.enrolment import Enrolment, SiteGrade
@@ -133,7 +133,7 @@ def find_problems(parts: HubParts) -> list[str]:
 
 def make_app(parts: HubParts) -> FastAPI:
     """Return the admin API."""
-    modules = (sites, tenancy, money, catalog, cordons, records, artifacts, builds)
+    modules = (sites, tenancy, money, energy, catalog, cordons, records, artifacts, builds)
     bodies = (Enrolment, SiteGrade, Tenant, Project, KeyRequest, KeyLimits, KeyExpiry, TariffRequest)
     return make_admin_app(
         title="Madang hub",

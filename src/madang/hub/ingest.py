@@ -1,17 +1,19 @@
-"""Moves usage from the stream to the ledger: commit first, acknowledge after.
+"""Moves usage and readings of meters from the stream to the database: commit first, acknowledge after.
 
-Owns the consumer `ingest`. Refuses to judge events (`madang.hub.ledger` does). Whatever is delivered twice is
-entered once; whatever is not entered is not acknowledged and comes again; what is malformed is recorded, then
-ended, so that it comes no more.
+Owns the consumer `ingest`. Refuses to judge events (`madang.hub.ledger` does) and readings (`madang.hub.meter_rows`).
+Whatever is delivered twice is entered once; whatever is not entered is not acknowledged and comes again; what is
+malformed is recorded, then ended, so that it comes no more.
 """
 
 import asyncio
 
 import msgspec
+import sqlalchemy as sa
 
 from madang.core import Clock, Conflict, Fault, Rejected, Unavailable
 from madang.hub.jetstream import ACK, TERM, JetStream, StreamMessage, StreamState
-from madang.hub.ledger import IngestFloor, Refusal, enter, judge_batch, read_floor, write_floor
+from madang.hub.ledger import Entered, IngestFloor, Refusal, enter, judge_batch, read_floor, write_floor
+from madang.hub.meter_rows import enter_meters, judge_meters
 from madang.hub.metrics import HubMetrics
 from madang.hub.streams import USAGE_CONSUMER, USAGE_STREAM, usage_consumer, usage_stream
 from madang.hub.trouble import Trouble
@@ -19,7 +21,7 @@ from madang.model import UsageEvent
 from madang.runtime.bus import Bus
 from madang.runtime.store import Store
 from madang.runtime.telemetry import EventLog
-from madang.wire.bus import site_of_subject
+from madang.wire.bus import MeterBatch, meters_subject, site_of_subject
 
 _MESSAGES_PER_COMMIT_MAX = 8
 _PULL_PENDING_MAX = 256
@@ -127,7 +129,7 @@ class Ingest:
         # Decoding thousands of events would hold up heartbeats and the admin API.
         judged = await asyncio.to_thread(_judge_all, messages)
         now_s = self._clock.wall_s()
-        entered = await self._store.write(lambda c: enter(c, judged.events, judged.refusals, now_s))
+        entered = await self._store.write(lambda c: _enter_all(c, judged, now_s))
         for message, verdict in zip(messages, judged.verdicts, strict=True):
             await self._pull.answer(message, verdict)
         counter = self._metrics.ledger_events
@@ -142,19 +144,35 @@ class _Judged(msgspec.Struct, frozen=True, kw_only=True):
     """What some messages hold, and how each of them is answered once that is committed."""
 
     events: list[UsageEvent]
+    meters: list[MeterBatch]
     refusals: list[Refusal]
     verdicts: list[bytes]
 
 
 def _judge_all(messages: list[StreamMessage]) -> _Judged:
-    judged = _Judged(events=[], refusals=[], verdicts=[])
+    judged = _Judged(events=[], meters=[], refusals=[], verdicts=[])
     for message in messages:
-        good, bad = judge_batch(_site_of(message.subject), message.data)
+        site = _site_of(message.subject)
+        if message.subject == meters_subject(site):
+            readings = judge_meters(site, message.data)
+            if isinstance(readings, MeterBatch):
+                judged.meters.append(readings)
+                judged.verdicts.append(ACK)
+            else:
+                judged.refusals.append(readings)
+                judged.verdicts.append(TERM)
+            continue
+        good, bad = judge_batch(site, message.data)
         judged.events.extend(good)
         judged.refusals.extend(bad)
         is_malformed = any(refusal.what == "batch" for refusal in bad)
         judged.verdicts.append(TERM if is_malformed else ACK)
     return judged
+
+
+def _enter_all(connection: sa.Connection, judged: _Judged, now_s: float) -> Entered:
+    altered = enter_meters(connection, judged.meters, now_s)
+    return enter(connection, judged.events, [*judged.refusals, *altered], now_s)
 
 
 def _site_of(subject: str) -> str:

@@ -37,7 +37,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         subject_site: the site whose credentials sent it.
-        what: `batch` or `event`.
+        what: `batch`, `event` or `meters`.
         event_id: of the event, empty for a batch.
         why: what was wrong.
         raw: what came, cut.
@@ -63,20 +63,21 @@ def judge_batch(subject_site: str, data: bytes) -> tuple[list[UsageEvent], list[
             raise Rejected(f"batch names site {batch.site[:40]!r}, but came from {subject_site!r}")
     except Rejected as error:
         raw = data[:RAW_CHARS_MAX].decode(errors="replace")
-        return [], [_refuse(subject_site, "batch", "", error.message, raw)]
+        return [], [refuse(subject_site, "batch", "", error.message, raw)]
     good: list[UsageEvent] = []
     refusals: list[Refusal] = []
     for event in batch.events:
         problem = find_problem(event, subject_site)
         if problem:
             raw = msgspec.json.encode(event).decode()
-            refusals.append(_refuse(subject_site, "event", event.event_id, problem, raw))
+            refusals.append(refuse(subject_site, "event", event.event_id, problem, raw))
         else:
             good.append(event)
     return good, refusals
 
 
-def _refuse(site: str, what: str, event_id: str, why: str, raw: str) -> Refusal:
+def refuse(site: str, what: str, event_id: str, why: str, raw: str) -> Refusal:
+    """Return a refusal whose texts fit their columns."""
     # NUL is the one character that PostgreSQL cannot store as text.
     return Refusal(
         subject_site=site[:64],
@@ -142,11 +143,11 @@ def enter(
     new = [event for event_id, event in unique.items() if event_id not in known]
     if new:
         rows = [{**_values(event), "is_superseded": False, "received_at_s": now_s} for event in new]
-        connection.execute(_insert_or_ignore(connection, LEDGER, "event_id"), rows)
+        connection.execute(insert_or_ignore(connection, LEDGER, "event_id"), rows)
         _supersede(connection, {event.request_id for event in new})
     why = "event id is in the ledger with other content"
-    others = [_refuse(event.site, "event", event.event_id, why, _json(event)) for event in altered]
-    _note_refusals(connection, [*refusals, *others], now_s)
+    others = [refuse(event.site, "event", event.event_id, why, _json(event)) for event in altered]
+    note_refusals(connection, [*refusals, *others], now_s)
     return Entered(
         inserted=len(new), duplicates=len(events) - len(new) - len(altered), refused=len(refusals) + len(altered)
     )
@@ -169,11 +170,11 @@ def _read_known(connection: sa.Connection, event_ids: list[str]) -> dict[str, di
     return known
 
 
-def _insert_or_ignore(connection: sa.Connection, table: sa.Table, unique: str) -> Any:
-    """Return an insert that leaves a row with the same unique value alone: another hub may have been faster."""
+def insert_or_ignore(connection: sa.Connection, table: sa.Table, *unique: str) -> Any:
+    """Return an insert that leaves a row with the same unique values alone: another hub may have been faster."""
     if connection.dialect.name == "postgresql":
-        return postgresql.insert(table).on_conflict_do_nothing(index_elements=[unique])
-    return sqlite.insert(table).on_conflict_do_nothing(index_elements=[unique])
+        return postgresql.insert(table).on_conflict_do_nothing(index_elements=unique)
+    return sqlite.insert(table).on_conflict_do_nothing(index_elements=unique)
 
 
 def _supersede(connection: sa.Connection, request_ids: Iterable[str]) -> None:
@@ -199,7 +200,8 @@ def _supersede(connection: sa.Connection, request_ids: Iterable[str]) -> None:
         )
 
 
-def _note_refusals(connection: sa.Connection, refusals: Sequence[Refusal], now_s: float) -> None:
+def note_refusals(connection: sa.Connection, refusals: Sequence[Refusal], now_s: float) -> None:
+    """Remember what was refused, once each with how often it came."""
     for refusal in refusals:
         digest = hashlib.sha256(msgspec.json.encode(refusal)).hexdigest()
         seen = connection.execute(

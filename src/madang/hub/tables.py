@@ -182,6 +182,29 @@ INGEST_FLOOR = sa.Table(
     sa.Column("seq", sa.BigInteger, nullable=False),
 )
 
+# What sites' billed registers said, as the sites wrote it down: a row for each meter and quarter of an hour, for ever.
+METER_READING = sa.Table(
+    "meter_reading",
+    METADATA,
+    sa.Column("site", sa.String(32), primary_key=True),
+    sa.Column("point_id", sa.String(128), primary_key=True),
+    sa.Column("at_s", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("value_wh", sa.Float),
+    sa.Column("read_at_s", sa.Float),
+    sa.Column("quality", sa.String(16), nullable=False),
+    sa.Column("is_simulated", sa.Boolean, nullable=False),
+    sa.Column("received_at_s", sa.Float, nullable=False),
+)
+
+# A site's contract with its utility and its own tariff tables, from the first reading on that was sent with them.
+METER_TERMS = sa.Table(
+    "meter_terms",
+    METADATA,
+    sa.Column("site", sa.String(32), primary_key=True),
+    sa.Column("from_at_s", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("spec", sa.Text, nullable=False),
+)
+
 # Micro-won. A row without a holder is the pot itself: what was spent before it began is its `spent`, and whoever
 # changes a pot locks it.
 LEASE = sa.Table(

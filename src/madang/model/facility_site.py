@@ -165,6 +165,8 @@ class SupplyContract(msgspec.Struct, frozen=True, kw_only=True):
         meter: point of the energy register that is billed.
         demand_w_max: what a metering interval shall not exceed on average; None: the contract.
         idle_w: what the box draws while nobody asks anything; the operator's own part of the bill.
+        base_by: what the base charge is for: the demand that is metered, or what was contracted (small low-voltage
+            customers).
         tariff_files: of the site, beside its file; they add to the book that the program brings along.
     """
 
@@ -173,6 +175,7 @@ class SupplyContract(msgspec.Struct, frozen=True, kw_only=True):
     meter: str
     demand_w_max: float | None = None
     idle_w: int = 0
+    base_by: Literal["demand", "contract"] = "demand"
     tariff_files: tuple[str, ...] = ()
 
 

@@ -355,6 +355,7 @@ def _make_facility(kit: _Kit, peers: Peers) -> Facility | None:
         find_use=lambda node: find_use(kit.book, kit.view, node),
         list_peers=lambda: list_open_peers(peers.list_peers()),
         on_change=kit.book.changed.rise,
+        bus=kit.bus,
         store=kit.store,
         clock=kit.clock,
         log=kit.log,

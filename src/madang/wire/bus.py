@@ -11,8 +11,13 @@ import msgspec
 
 from madang.core import Rejected, SiteId
 from madang.model import PriorityClass, UsageEvent
+from madang.model.facility_site import SupplyContract
 
 USAGE_EVENTS_PER_BATCH_MAX = 500
+METER_ROWS_PER_BATCH_MAX = 500
+"""Five days of one register."""
+TABLES_BYTES_MAX = 128 * 1024
+"""Of a site's own tariff files together."""
 BATCH_BYTES_MAX = 512 * 1024
 """Half of NATS's default max_payload (1 MiB), so that headers and a growing event fit."""
 
@@ -109,6 +114,39 @@ class UsageBatch(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     version: int = 1
 
 
+class MeterRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What the billed register said at one quarter of an hour, as the site keeps it.
+
+    Attributes:
+        at_s: the quarter of an hour, wall time.
+        value_wh: None where nothing usable was read; it is never made up.
+        read_at_s: when the device was read; None as above.
+        quality: of the sample.
+    """
+
+    point_id: str
+    at_s: int
+    value_wh: float | None
+    read_at_s: float | None
+    quality: str
+    is_simulated: bool
+
+
+class MeterBatch(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="meter_batch"):
+    """Closed quarters of an hour on `usage.<site>.meters`, oldest first; idempotent by meter and instant.
+
+    Attributes:
+        contract: what was agreed with the utility when these were read.
+        tables: the site's own tariff files by name, as they are written.
+    """
+
+    site: SiteId
+    contract: SupplyContract
+    rows: tuple[MeterRow, ...]
+    tables: dict[str, str] = {}
+    version: int = 1
+
+
 class ResyncPart(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="resync_part"):
     """One slice of a whole snapshot of desired state, requested on `cmd.<site>.resync`.
 
@@ -171,7 +209,7 @@ class SiteStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     version: int = 1
 
 
-Message = Heartbeat | Digest | UsageBatch | ResyncPart | CordonOrder | CommandReply | SiteStatus
+Message = Heartbeat | Digest | UsageBatch | MeterBatch | ResyncPart | CordonOrder | CommandReply | SiteStatus
 T = TypeVar("T", bound=Message)
 
 _encoder = msgspec.json.Encoder()
@@ -245,6 +283,11 @@ def digest_subject(site: str) -> str:
 def usage_subject(site: str) -> str:
     """Return `usage.<site>.batch`."""
     return f"usage.{site}.batch"
+
+
+def meters_subject(site: str) -> str:
+    """Return `usage.<site>.meters`: in the stream of usage, so that readings wait and arrive as usage does."""
+    return f"usage.{site}.meters"
 
 
 def status_subject(site: str) -> str:

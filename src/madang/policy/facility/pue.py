@@ -5,7 +5,7 @@ disagree, give no number. ISO/IEC 30134-2, current edition, defines PUE over a y
 is measured; what is computed here over less is an interim PUE, and at an instant a ratio of powers only.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -90,6 +90,29 @@ def pue_interim(
         return Fact(value=energy_wh, quality=worst, reason=last.reason or first.reason)
 
     return _ratio(graph, meters, read, begins_at_s, ends_at_s)
+
+
+def energy_meters(graph: SiteGraph, plan: Iterable[PueMeters]) -> tuple[PueMeters, ...]:
+    """Return where PUE is measured in watt-hours: as named, or by the registers beside the points that are named.
+
+    One whose points have no register beside them is left as it is, so that its PUE says why there is none.
+    """
+    found: dict[PueMeters, None] = {}
+    for meters in plan:
+        groups = (meters.facility, meters.it, meters.it_check)
+        names = [tuple(_register(graph, name) or name for name in group) for group in groups]
+        found[PueMeters(category=meters.category, facility=names[0], it=names[1], it_check=names[2])] = None
+    return tuple(found)
+
+
+def _register(graph: SiteGraph, name: str) -> str:
+    """Return the energy register that counts what a point reads; empty without one."""
+    point = graph.points.get(name)
+    if point is None or point.unit == "Wh":
+        return name
+    suffix = point.name.removeprefix("power")
+    beside = graph.points.get(f"{point.equipment_id}.energy{suffix}")
+    return beside.point_id if beside is not None and beside.unit == "Wh" else ""
 
 
 def _ratio(

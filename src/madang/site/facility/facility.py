@@ -5,26 +5,31 @@ Owns the wiring of poller, alarms, authority and meters. Refuses to do their wor
 
 from collections.abc import Callable, Coroutine
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from madang.core import Clock, NodeId, SiteId
+from madang.core import Clock, NodeId, Rejected, SiteId
 from madang.facility.site_file import SiteFile, load_site_file
+from madang.facility.tariff_files import make_tariff_book, read_tables
 from madang.machine.alarm_defaults import default_rules
 from madang.machine.alarm_overrides import override_rules
 from madang.machine.alarm_plan import plan_alarms
 from madang.machine.sample_book import SampleBook
 from madang.model import Sample
+from madang.runtime.bus import Bus
 from madang.runtime.device_secrets import find_secret
 from madang.runtime.telemetry import EventLog
 from madang.site.facility.alarm_desk import AlarmDesk
 from madang.site.facility.allowed import Allowed
-from madang.site.facility.meters import MeterLog
+from madang.site.facility.meter_sender import MeterSender
+from madang.site.facility.meters import MeterLog, SiteTerms
 from madang.site.facility.mind import Mind
 from madang.site.facility.notify import Notifier, NotifySettings, load_notify
 from madang.site.facility.poller import Poller
 from madang.site.facility.world import NodeUse, World
 from madang.site.guard import GuardedStore
 from madang.site.settings import SiteSettings
+from madang.wire.bus import TABLES_BYTES_MAX
 
 
 class Facility:
@@ -39,6 +44,7 @@ class Facility:
         find_use: Callable[[NodeId], NodeUse],
         list_peers: Callable[[], tuple[SiteId, ...]],
         on_change: Callable[[], None],
+        bus: Bus,
         store: GuardedStore,
         clock: Clock,
         log: EventLog,
@@ -67,7 +73,9 @@ class Facility:
             clock=clock,
             log=log,
         )
-        self.meters = MeterLog(book=self.book, store=store, clock=clock)
+        terms = find_terms(file, settings.facility_file)
+        self.meters = MeterLog(book=self.book, store=store, clock=clock, terms=terms)
+        self.meter_sender = MeterSender(site=site, bus=bus, store=store, log=log)
         self.mind = Mind(
             site=site,
             world=World(file.model, file.plan, self.book),
@@ -99,13 +107,31 @@ class Facility:
             **self.poller.loops(),
             "alarms": self.alarms.run(),
             "authority": self.mind.run(),
-            "meters": self.meters.run(),
+            "meters": self.meters.run(self.meter_sender.written.rise),
+            "meter_sender": self.meter_sender.run(),
         }
 
     async def close(self) -> None:
         """End what is still under way."""
         await self.mind.stop()
         await self.alarms.stop()
+
+
+def find_terms(file: SiteFile, path: Path | None) -> SiteTerms | None:
+    """Return the contract of a site file with its own tariff tables; None without one.
+
+    Raises Rejected where a table cannot be read, or all of them are too long to be sent.
+    """
+    contract = file.plan.contract
+    if contract is None:
+        return None
+    folder = Path() if path is None else path.parent
+    texts = read_tables(folder / name for name in contract.tariff_files)
+    tables = {name: texts[str(folder / name)] for name in contract.tariff_files}
+    if sum(len(text.encode()) for text in tables.values()) > TABLES_BYTES_MAX:
+        raise Rejected(f"{path}: [contract] tariff_files are longer than {TABLES_BYTES_MAX} bytes together")
+    make_tariff_book(tables)
+    return SiteTerms(contract=contract, tables=tables)
 
 
 def make_facility(settings: SiteSettings, **parts: Any) -> Facility | None:

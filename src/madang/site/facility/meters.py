@@ -8,11 +8,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 from madang.core import Clock, Unavailable
 from madang.machine.sample_book import SampleBook
 from madang.model import PointKind, Quality, Quantity
+from madang.model.facility_site import SupplyContract
+from madang.site.desired import read_meta, write_meta
 from madang.site.guard import GuardedStore
 from madang.site.tables import METER_READING
 
@@ -23,13 +26,48 @@ LATE_S = 5.0
 KEEP_DAYS = 1100.0
 """Three years: the limitation of claims for charges is three years (Korean Civil Act, article 163)."""
 ROWS_MAX = 20_000
+TERMS_MAX = 50
+"""Contracts that are remembered with when they began; a site changes its contract once in years."""
 _RETRY_S = 5.0
+_TERMS = "meter_terms"
+
+
+class SiteTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """What was agreed with the utility from one reading on.
+
+    Attributes:
+        from_at_s: the first reading under it; 0: whatever was before.
+        tables: the site's own tariff files by name, as they are written.
+    """
+
+    from_at_s: int = 0
+    contract: SupplyContract
+    tables: dict[str, str] = {}
+
+
+def read_terms(connection: sa.Connection) -> list[SiteTerms]:
+    """Return the contracts under which readings were taken, oldest first."""
+    text = read_meta(connection, _TERMS)
+    return msgspec.json.decode(text, type=list[SiteTerms]) if text else []
+
+
+def _note_terms(connection: sa.Connection, terms: SiteTerms, at_s: int) -> None:
+    """Note that readings are taken under a contract from now on, unless they are already."""
+    known = read_terms(connection)
+    last = known[-1] if known else None
+    if last is None or (last.contract, last.tables) != (terms.contract, terms.tables):
+        known.append(msgspec.structs.replace(terms, from_at_s=at_s if known else 0))
+        write_meta(connection, _TERMS, msgspec.json.encode(known[-TERMS_MAX:]).decode())
 
 
 class MeterLog:
     """The readings of one site."""
 
-    def __init__(self, *, book: SampleBook, store: GuardedStore, clock: Clock) -> None:
+    def __init__(
+        self, *, book: SampleBook, store: GuardedStore, clock: Clock, terms: SiteTerms | None = None
+    ) -> None:
+        """Prepare; `terms` are noted with the first reading under them."""
+        self._terms = terms
         self._book = book
         self._store = store
         self._clock = clock
@@ -73,6 +111,8 @@ class MeterLog:
             )
 
         def write(connection: sa.Connection) -> None:
+            if self._terms is not None:
+                _note_terms(connection, self._terms, at_s)
             if rows:
                 connection.execute(METER_READING.insert().prefix_with("OR IGNORE"), rows)
             connection.execute(METER_READING.delete().where(METER_READING.c.at_s < now_s - KEEP_DAYS * 86_400.0))
@@ -88,5 +128,18 @@ class MeterLog:
                 query = query.where(METER_READING.c.point_id == point_id)
             query = query.order_by(METER_READING.c.point_id, METER_READING.c.at_s).limit(ROWS_MAX)
             return [dict(row._mapping) for row in connection.execute(query)]
+
+        return await self._store.read(read)
+
+    async def read_ends(self, *, since_s: float, until_s: float) -> list[dict[str, Any]]:
+        """Return the readings of the first and of the last instant in a span at which anything was written down."""
+
+        def read(connection: sa.Connection) -> list[dict[str, Any]]:
+            at_s = METER_READING.c.at_s
+            ends = connection.execute(
+                sa.select(sa.func.min(at_s), sa.func.max(at_s)).where(at_s >= since_s, at_s <= until_s)
+            ).one()
+            query = sa.select(METER_READING).where(at_s.in_([end for end in ends if end is not None])).limit(ROWS_MAX)
+            return [dict(row._mapping) for row in connection.execute(query.order_by(at_s))]
 
         return await self._store.read(read)

@@ -15,6 +15,7 @@ from madang.model import Request as Asked
 from madang.policy.power.state import POLICIES, Approve
 from madang.runtime.admin_http import NotFound, json_response, read_body, takes
 from madang.site.facility.facility import Facility
+from madang.site.facility.pue_interval import show_pue
 
 TTL_S_DEFAULT = 300.0
 
@@ -106,6 +107,15 @@ def _add_views(router: APIRouter, site: str, facility: Facility | None, clock: C
         until = clock.wall_s() if until_s is None else until_s
         log = _need(site, facility).meters
         return json_response(await log.read(since_s=since_s, until_s=until, point_id=point))
+
+    @router.get("/facility/pue", tags=["facility"])
+    async def pue(since_s: float = Query(ge=0.0), until_s: float | None = None) -> Response:
+        """Return interim PUE, kWh over kWh, between the first and the last stored reading of a span."""
+        found = _need(site, facility)
+        until = clock.wall_s() if until_s is None else until_s
+        return json_response(
+            await show_pue(found.meters, found.mind.world.graph, found.file.plan.pue, since_s, until)
+        )
 
 
 def _add_words(router: APIRouter, site: str, facility: Facility | None, entropy: Entropy) -> None:
