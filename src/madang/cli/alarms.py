@@ -4,13 +4,14 @@ Owns nothing; asks the site's own admin API, which answers with the hub and the 
 """
 
 import getpass
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
 
 from madang.cli.access import Access, command
 from madang.cli.terminal import Row, field, print_json, print_table, render_duration, say
-from madang.cli.values import parse_duration_s
+from madang.cli.values import parse_duration_s, render_clock
 from madang.core import Rejected
 
 Site = Annotated[str, typer.Option("--site", metavar="SITE", help="The site; its own admin API is asked.")]
@@ -52,17 +53,49 @@ def _list(access: Access, site: Site) -> None:
         say(f"{site}: nothing is wrong / 이상 없음")
         return
     now_s = _now_s()
+    has_values = any(row["value"] is not None for row in found["alarms"])
     columns = (
-        ("ALARM", _name),
-        ("PRIORITY", field("priority")),
-        ("STATE", field("state")),
-        ("SINCE", lambda row: "-" if row["t_raise_s"] is None else render_duration(now_s - row["t_raise_s"])),
-        ("VALUE", lambda row: "" if row["value"] is None else f"{row['value']:.1f}"),
-        ("WHAT", lambda row: row["title_en"] or row["key"]["condition"]),
-        ("내용", field("title_ko")),
-        ("CAUSE", lambda row: _short(row["cause"]) if row["cause"] else ""),
+        ("ALARM\n경보", lambda row: f"└ {_words(row['key'])}" if row["is_below"] else _name(row)),
+        ("PRIORITY\n우선순위", field("priority")),
+        ("STATE\n상태", field("state")),
+        ("SINCE\n경과", lambda row: "-" if row["t_raise_s"] is None else render_duration(now_s - row["t_raise_s"])),
+        *((("VALUE\n값", field("value")),) if has_values else ()),
+        ("WHAT\n내용", _what),
     )
-    print_table("alarms", columns, found["alarms"])
+    print_table("alarms / 경보", columns, list(_below_causes(found["alarms"])))
+    if any(row["state"] == "unacknowledged" for row in found["alarms"]):
+        say(f"say that you have seen one: madang alarm acknowledge ALARM --site {site}")
+
+
+def _below_causes(alarms: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Yield alarms in the site's order, what has its cause in the list below that cause."""
+    listed = {_name(row) for row in alarms}
+    below: dict[str, list[dict[str, Any]]] = {}
+    roots = []
+    for row in alarms:
+        cause = _short(row["cause"]) if row["cause"] else ""
+        if cause in listed and cause != _name(row):
+            below.setdefault(cause, []).append(row)
+        else:
+            roots.append(row)
+    # A consequence may have consequences; whoever is not reached (a loop of causes) is still listed, at the end.
+    shown: set[str] = set()
+    waiting = [(row, False) for row in reversed(alarms)] + [(row, False) for row in reversed(roots)]
+    while waiting:
+        row, is_below = waiting.pop()
+        if _name(row) in shown:
+            continue
+        shown.add(_name(row))
+        yield {**row, "is_below": is_below}
+        waiting += [(one, True) for one in reversed(below.get(_name(row), ()))]
+
+
+def _what(row: Row) -> str:
+    texts = [row["title_ko"], row["title_en"] or row["key"]["condition"]]
+    flags = ["chattering"] if row["is_chattering"] else []
+    if not row["is_known"]:
+        flags.append("not read now")
+    return "\n".join(filter(None, (*texts, *flags)))
 
 
 def _journal(access: Access, site: Site, limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 50) -> None:
@@ -73,16 +106,13 @@ def _journal(access: Access, site: Site, limit: Annotated[int, typer.Option("--l
         print_json(rows)
         return
     columns = (
-        ("NO.", field("sequence")),
-        ("AT", lambda row: _clock(row["at_s"])),
-        ("ALARM", lambda row: _short(row["key"])),
-        ("WHAT", field("what")),
-        ("WAS", field("was")),
-        ("NOW", field("now")),
-        ("WHO", field("who")),
-        ("REASON", field("reason")),
+        ("AT\n시각", lambda row: render_clock(row["at_s"])),
+        ("ALARM\n경보", lambda row: _words(row["key"])),
+        ("WHAT\n사건", field("what")),
+        ("NOW\n이후", field("now")),
+        ("WHO AND WHY\n누가, 사유", lambda row: ": ".join(filter(None, (row["who"], row["reason"])))),
     )
-    print_table("journal", columns, rows)
+    print_table("journal of alarms / 경보 이력", columns, rows)
 
 
 def _acknowledge(access: Access, name: Name, site: Site, who: Who = None) -> None:
@@ -148,13 +178,12 @@ def _short(key: dict[str, Any]) -> str:
     return f"{key['equipment']}/{key['point'] or '-'}/{key['condition']}"
 
 
+def _words(key: dict[str, Any]) -> str:
+    """Return an alarm in fewer letters, for where nobody copies its name; points carry their equipment's name."""
+    return f"{key['point'] or key['equipment']} {key['condition']}"
+
+
 def _now_s() -> float:
     from madang.runtime.clock import SystemClock
 
     return SystemClock().wall_s()
-
-
-def _clock(at_s: float) -> str:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(at_s, UTC).astimezone().strftime("%m-%d %H:%M:%S")
