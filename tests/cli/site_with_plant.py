@@ -23,7 +23,7 @@ FACILITY = {
             {"node": "daegu-1", "state": "drain", "power_w_max": 900.0, "reason": "the grid is lost"},
             {"node": "daegu-2", "state": "run", "power_w_max": None, "reason": ""},
         ],
-        "causes": ["daegu/ups/ups.state_source/on_battery"],
+        "causes": ["daegu/ups/ups.state_source/on_battery", *(f"cause {number}" for number in range(1, 7))],
         "holds_for_s": 9.4,
     },
     "devices": {"all": 7, "answering": 6},

@@ -16,7 +16,8 @@ from madang.core import Rejected
 
 Site = Annotated[str, typer.Option("--site", metavar="SITE", help="The site; its own admin API is asked.")]
 Name = Annotated[
-    str, typer.Argument(metavar="ALARM", help="As `madang alarm list` shows it: EQUIPMENT/POINT/CONDITION.")
+    str,
+    typer.Argument(metavar="ALARM", help="As `madang alarm list` shows it: POINT/CONDITION, EQUIPMENT/-/CONDITION."),
 ]
 Who = Annotated[
     str | None, typer.Option("--who", help="Who you are, for journal and audit.", show_default="your login")
@@ -53,13 +54,11 @@ def _list(access: Access, site: Site) -> None:
         say(f"{site}: nothing is wrong / 이상 없음")
         return
     now_s = _now_s()
-    has_values = any(row["value"] is not None for row in found["alarms"])
     columns = (
         ("ALARM\n경보", lambda row: f"└ {_words(row['key'])}" if row["is_below"] else _name(row)),
         ("PRIORITY\n우선순위", field("priority")),
         ("STATE\n상태", field("state")),
         ("SINCE\n경과", lambda row: "-" if row["t_raise_s"] is None else render_duration(now_s - row["t_raise_s"])),
-        *((("VALUE\n값", field("value")),) if has_values else ()),
         ("WHAT\n내용", _what),
     )
     print_table("alarms / 경보", columns, list(_below_causes(found["alarms"])))
@@ -154,11 +153,14 @@ def _put_back(access: Access, name: Name, site: Site, who: Who = None) -> None:
 
 def _say(access: Access, site: str, verb: str, name: str, who: str | None, **more: Any) -> None:
     parts = name.split("/")
-    if len(parts) == 4:  # as the journal and notices write it, with the site in front
+    if len(parts) == 2 and "." in parts[0]:  # a point carries its equipment's name in front
+        parts = [parts[0].partition(".")[0], *parts]
+    if len(parts) == 4:  # as notices and causes have it, with the site in front
         parts = parts[1:]
     if len(parts) != 3:
         raise Rejected(
-            f"{name!r} names no alarm", next_step="expected EQUIPMENT/POINT/CONDITION; see madang alarm list"
+            f"{name!r} names no alarm",
+            next_step="expected POINT/CONDITION or EQUIPMENT/-/CONDITION; see madang alarm list",
         )
     equipment, point, condition = parts
     body = {"equipment": equipment, "point": "" if point == "-" else point, "condition": condition}
@@ -175,6 +177,9 @@ def _name(row: Row) -> str:
 
 
 def _short(key: dict[str, Any]) -> str:
+    """Return the shortest name that `_say` takes back."""
+    if key["point"].partition(".")[0] == key["equipment"]:
+        return f"{key['point']}/{key['condition']}"
     return f"{key['equipment']}/{key['point'] or '-'}/{key['condition']}"
 
 

@@ -23,6 +23,7 @@ _FACTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("thermal_margin_k", "thermal margin 온도 여유", lambda value: f"{value:.1f} K"),
     ("time_to_limit_s", "time to limit 한계까지", render_duration),
 )
+_CAUSES_SHOWN = 5
 _SIMULATED = "simulated / 모의"
 _UNITS = {"Cel": "°C", "1": ""}
 """What people write for codes of UCUM."""
@@ -84,8 +85,10 @@ def _say_envelope(envelope: Mapping[str, Any] | None) -> None:
     left_s = envelope["holds_for_s"]
     words.append(f"holds for {left_s:.0f} s" if left_s > 0 else "HAS RUN OUT: batch is refused, nothing is placed")
     say(f"envelope / 허용 범위: {', '.join(words)}")
-    for cause in envelope["causes"]:
+    for cause in envelope["causes"][:_CAUSES_SHOWN]:
         say(f"  because / 원인: {cause}")
+    if len(envelope["causes"]) > _CAUSES_SHOWN:
+        say(f"  … and {len(envelope['causes']) - _CAUSES_SHOWN} more")
     held = [node for node in envelope["nodes"] if node["state"] != "run" or node["reason"]]
     if held:
         columns: tuple[Column, ...] = (
