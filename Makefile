@@ -1,7 +1,7 @@
 # Madang. `make up` and `make test` are all that anyone needs; both install what they use and may be repeated.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help up down status engines test test-deep check format bench bench-gateway bench-artifacts lock clean
+.PHONY: help up down status engines test test-deep check format bench bench-gateway bench-artifacts bench-facility lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -40,7 +40,8 @@ engines: $(VENV)/.engines ## what the examples run beside chat and search: model
 test: $(VENV)/.dev ## every test but the long ones, under five minutes on two cores
 	@scripts/run-tests $(BIN)/python "not deep" $(PYTEST_FLAGS)
 
-test-deep: $(VENV)/.dev ## the long suites: chaos at full length, deep properties
+test-deep: $(VENV)/.dev ## the long suites: chaos at full length, deep properties, other people's devices
+	@scripts/make-facility-peers $(PYTHON)
 	@MADANG_HYPOTHESIS_PROFILE=deep scripts/run-tests $(BIN)/python "deep or not deep" --timeout 1800 $(PYTEST_FLAGS)
 
 check: $(VENV)/.dev ## static checks: format, lint, types, layers
@@ -53,7 +54,7 @@ format: $(VENV)/.dev ## rewrite the sources as ruff likes them
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: bench-gateway bench-artifacts ## every benchmark
+bench: bench-gateway bench-artifacts bench-facility ## every benchmark
 
 bench-gateway: $(VENV)/.dev ## what the gateway costs, beside HAProxy, vllm-router and LiteLLM
 	@scripts/make-bench-peers $(PYTHON)
@@ -61,6 +62,10 @@ bench-gateway: $(VENV)/.dev ## what the gateway costs, beside HAProxy, vllm-rout
 
 bench-artifacts: $(VENV)/.dev ## how fast an artifact arrives over a cut link, beside curl + sha256sum + sync
 	@$(BIN)/python -m bench.artifacts $(BENCH_FLAGS)
+
+bench-facility: $(VENV)/.dev ## what polling equipment costs: SNMP and Modbus, then Redfish
+	@$(BIN)/python -m bench.facility $(BENCH_FLAGS)
+	@$(BIN)/python -m bench.facility_redfish
 
 lock: ## resolve the dependencies anew; see CONTRIBUTING
 	@scripts/lock $(PYTHON)

@@ -75,6 +75,23 @@ def play(scene):
     asyncio.run(run())
 
 
+def test_a_reading_that_was_cut_off_anywhere_does_not_keep_the_only_connection():
+    device = device_of("redfish", "bmc", parts=DRIVES, options={"auth": "basic"})
+
+    async def scene():
+        async with LiveTwin(device, BMC, SECRET) as live, live.session(auth="basic") as driver:
+            for turns in range(40):
+                reading = asyncio.create_task(driver.read())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+                power = (await read(driver))["unit1.power"]
+                assert power.quality is Quality.GOOD, f"cut off after {turns} turns of the loop: {power.reason}"
+
+    play(scene)
+
+
 def test_a_set_point_that_is_not_in_force_is_no_cap():
     async def scene():
         async with bmc(BMC | {"state_power_limit": 0.0}) as live, live.session() as driver:

@@ -4,18 +4,20 @@ Owns nothing; asks the site's own admin API, which answers with the hub and the 
 """
 
 import getpass
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
 
 from madang.cli.access import Access, command
 from madang.cli.terminal import Row, field, print_json, print_table, render_duration, say
-from madang.cli.values import parse_duration_s
+from madang.cli.values import parse_duration_s, render_clock
 from madang.core import Rejected
 
 Site = Annotated[str, typer.Option("--site", metavar="SITE", help="The site; its own admin API is asked.")]
 Name = Annotated[
-    str, typer.Argument(metavar="ALARM", help="As `madang alarm list` shows it: EQUIPMENT/POINT/CONDITION.")
+    str,
+    typer.Argument(metavar="ALARM", help="As `madang alarm list` shows it: POINT/CONDITION, EQUIPMENT/-/CONDITION."),
 ]
 Who = Annotated[
     str | None, typer.Option("--who", help="Who you are, for journal and audit.", show_default="your login")
@@ -53,16 +55,46 @@ def _list(access: Access, site: Site) -> None:
         return
     now_s = _now_s()
     columns = (
-        ("ALARM", _name),
-        ("PRIORITY", field("priority")),
-        ("STATE", field("state")),
-        ("SINCE", lambda row: "-" if row["t_raise_s"] is None else render_duration(now_s - row["t_raise_s"])),
-        ("VALUE", lambda row: "" if row["value"] is None else f"{row['value']:.1f}"),
-        ("WHAT", lambda row: row["title_en"] or row["key"]["condition"]),
-        ("내용", field("title_ko")),
-        ("CAUSE", lambda row: _short(row["cause"]) if row["cause"] else ""),
+        ("ALARM\n경보", lambda row: f"└ {_words(row['key'])}" if row["is_below"] else _name(row)),
+        ("PRIORITY\n우선순위", field("priority")),
+        ("STATE\n상태", field("state")),
+        ("SINCE\n경과", lambda row: "-" if row["t_raise_s"] is None else render_duration(now_s - row["t_raise_s"])),
+        ("WHAT\n내용", _what),
     )
-    print_table("alarms", columns, found["alarms"])
+    print_table("alarms / 경보", columns, list(_below_causes(found["alarms"])))
+    if any(row["state"] == "unacknowledged" for row in found["alarms"]):
+        say(f"say that you have seen one: madang alarm acknowledge ALARM --site {site}")
+
+
+def _below_causes(alarms: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    """Yield alarms in the site's order, what has its cause in the list below that cause."""
+    listed = {_name(row) for row in alarms}
+    below: dict[str, list[dict[str, Any]]] = {}
+    roots = []
+    for row in alarms:
+        cause = _short(row["cause"]) if row["cause"] else ""
+        if cause in listed and cause != _name(row):
+            below.setdefault(cause, []).append(row)
+        else:
+            roots.append(row)
+    # A consequence may have consequences; whoever is not reached (a loop of causes) is still listed, at the end.
+    shown: set[str] = set()
+    waiting = [(row, False) for row in reversed(alarms)] + [(row, False) for row in reversed(roots)]
+    while waiting:
+        row, is_below = waiting.pop()
+        if _name(row) in shown:
+            continue
+        shown.add(_name(row))
+        yield {**row, "is_below": is_below}
+        waiting += [(one, True) for one in reversed(below.get(_name(row), ()))]
+
+
+def _what(row: Row) -> str:
+    texts = [row["title_ko"], row["title_en"] or row["key"]["condition"]]
+    flags = ["chattering"] if row["is_chattering"] else []
+    if not row["is_known"]:
+        flags.append("not read now")
+    return "\n".join(filter(None, (*texts, *flags)))
 
 
 def _journal(access: Access, site: Site, limit: Annotated[int, typer.Option("--limit", min=1, max=1000)] = 50) -> None:
@@ -73,16 +105,13 @@ def _journal(access: Access, site: Site, limit: Annotated[int, typer.Option("--l
         print_json(rows)
         return
     columns = (
-        ("NO.", field("sequence")),
-        ("AT", lambda row: _clock(row["at_s"])),
-        ("ALARM", lambda row: _short(row["key"])),
-        ("WHAT", field("what")),
-        ("WAS", field("was")),
-        ("NOW", field("now")),
-        ("WHO", field("who")),
-        ("REASON", field("reason")),
+        ("AT\n시각", lambda row: render_clock(row["at_s"])),
+        ("ALARM\n경보", lambda row: _words(row["key"])),
+        ("WHAT\n사건", field("what")),
+        ("NOW\n이후", field("now")),
+        ("WHO AND WHY\n누가, 사유", lambda row: ": ".join(filter(None, (row["who"], row["reason"])))),
     )
-    print_table("journal", columns, rows)
+    print_table("journal of alarms / 경보 이력", columns, rows)
 
 
 def _acknowledge(access: Access, name: Name, site: Site, who: Who = None) -> None:
@@ -124,11 +153,14 @@ def _put_back(access: Access, name: Name, site: Site, who: Who = None) -> None:
 
 def _say(access: Access, site: str, verb: str, name: str, who: str | None, **more: Any) -> None:
     parts = name.split("/")
-    if len(parts) == 4:  # as the journal and notices write it, with the site in front
+    if len(parts) == 2 and "." in parts[0]:  # a point carries its equipment's name in front
+        parts = [parts[0].partition(".")[0], *parts]
+    if len(parts) == 4:  # as notices and causes have it, with the site in front
         parts = parts[1:]
     if len(parts) != 3:
         raise Rejected(
-            f"{name!r} names no alarm", next_step="expected EQUIPMENT/POINT/CONDITION; see madang alarm list"
+            f"{name!r} names no alarm",
+            next_step="expected POINT/CONDITION or EQUIPMENT/-/CONDITION; see madang alarm list",
         )
     equipment, point, condition = parts
     body = {"equipment": equipment, "point": "" if point == "-" else point, "condition": condition}
@@ -145,16 +177,18 @@ def _name(row: Row) -> str:
 
 
 def _short(key: dict[str, Any]) -> str:
+    """Return the shortest name that `_say` takes back."""
+    if key["point"].partition(".")[0] == key["equipment"]:
+        return f"{key['point']}/{key['condition']}"
     return f"{key['equipment']}/{key['point'] or '-'}/{key['condition']}"
+
+
+def _words(key: dict[str, Any]) -> str:
+    """Return an alarm in fewer letters, for where nobody copies its name; points carry their equipment's name."""
+    return f"{key['point'] or key['equipment']} {key['condition']}"
 
 
 def _now_s() -> float:
     from madang.runtime.clock import SystemClock
 
     return SystemClock().wall_s()
-
-
-def _clock(at_s: float) -> str:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(at_s, UTC).astimezone().strftime("%m-%d %H:%M:%S")

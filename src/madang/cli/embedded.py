@@ -58,6 +58,7 @@ def _up(
     """Start a whole federation on this machine: hub, three sites, a real model. Repeating it is harmless."""
     from madang.cli.screen import choose_screen, print_summary
     from madang.federation.state import choose_state_dir
+    from madang.federation.status import gather_facility
     from madang.federation.up import NotUp, UpOptions, bring_up
 
     options = UpOptions(state_dir=choose_state_dir(state), base_port=base_port, has_demo=has_demo, wait_s=wait_s)
@@ -71,7 +72,8 @@ def _up(
     if is_json:
         print_json(_report_as_json(report))
     else:
-        print_summary(report, f" --state {state}" if state is not None else "")
+        facility = gather_facility(report.layout, report.credentials)
+        print_summary(report, facility, f" --state {state}" if state is not None else "")
 
 
 def _print_culprit(error: "NotUp") -> None:
@@ -133,6 +135,7 @@ def _status(access: Access) -> None:
 
 
 def _print_status(status: "FederationStatus") -> None:
+    from madang.cli.facility_views import print_facilities
     from madang.cli.sites import render_generation
 
     if not status.is_running:
@@ -159,6 +162,7 @@ def _print_status(status: "FederationStatus") -> None:
         ),
         rows,
     )
+    print_facilities(status.facility)
     print_table(
         f"processes ({render_bytes(status.pss_bytes)} in all)",
         (

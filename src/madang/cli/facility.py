@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from madang.cli import facility_energy
+from madang.cli import facility_energy, facility_views, facility_words
 from madang.cli.access import Access, command
 from madang.cli.terminal import field, print_json, print_table, say
 
@@ -20,8 +20,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(no_args_is_help=True, help="Power, cooling and security of a site.", rich_markup_mode=None)
     app.add_typer(group, name="facility")
-    # With one command only, typer would take its name away.
-    group.callback()(lambda: None)
+    facility_views.register(group)
+    facility_words.register(group)
     command(group, "check")(_check)
     facility_energy.register(group)
 
@@ -71,10 +71,10 @@ def _print(rows: list[dict[str, Any]]) -> None:
     print_table(
         "findings / 점검 결과",
         (
-            ("SEVERITY 정도", lambda row: _SEVERITIES[row["severity"]]),
-            ("PLACE 위치", field("place")),
-            ("WHY 사유", lambda row: f"{row['why']}\n{row['why_ko']}"),
-            ("NEXT STEP 조치", lambda row: f"{row['next_step']}\n{row['next_step_ko']}"),
+            ("SEVERITY\n정도", lambda row: _SEVERITIES[row["severity"]]),
+            ("PLACE\n위치", field("place")),
+            ("WHY\n사유", lambda row: f"{row['why']}\n{row['why_ko']}"),
+            ("NEXT STEP\n조치", lambda row: f"{row['next_step']}\n{row['next_step_ko']}"),
         ),
         rows,
     )

@@ -8,10 +8,10 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group
@@ -20,6 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from rich.table import Table
 from rich.text import Text
 
+from madang.cli.facility_views import alarms_of, text_of
 from madang.federation.demo import GUIDE_TENANT
 from madang.federation.up import UpReport
 from madang.federation.waiting import PartView
@@ -123,11 +124,12 @@ def choose_screen() -> PlainScreen | LiveScreen:
     return LiveScreen() if sys.stderr.isatty() else PlainScreen()
 
 
-def print_summary(report: UpReport, state_option: str) -> None:
-    """Print URLs, keys, the first answer and what to try next.
+def print_summary(report: UpReport, facility: Mapping[str, Mapping[str, Any] | None], state_option: str) -> None:
+    """Print URLs, keys, power and cooling, the first answer and what to try next.
 
     Args:
         report: what stands.
+        facility: power and cooling by site, None where a site has none.
         state_option: ` --state DIR` where the commands need it, with a leading space, else empty.
     """
     # Keys and commands are copied from here: they are never wrapped or cut.
@@ -148,6 +150,7 @@ def print_summary(report: UpReport, state_option: str) -> None:
             for tenant in known.tenants
         ]
         _print_rows(console, tenants, indent=4)
+    _print_facility(console, facility)
     _print_answer(console, report)
     _print_next_steps(console, report, state_option)
 
@@ -158,6 +161,26 @@ def _print_rows(console: Console, rows: Sequence[tuple[str, ...]], indent: int) 
     for row in rows:
         cells = (set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True))
         console.print(" " * indent + "   ".join(cells).rstrip(), markup=False)
+
+
+def _print_facility(console: Console, facility: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Print a line for each site that has power and cooling."""
+    rows = [
+        (
+            site,
+            f"PUE {text_of('pue', found['pue'])}",
+            f"{text_of('headroom_w', found['headroom_w'])} free",
+            f"battery {text_of('runtime_s', found['runtime_s'])}",
+            f"{text_of('thermal_margin_k', found['thermal_margin_k'])} to the limit",
+            f"alarms {alarms_of(found)}",
+        )
+        for site, found in facility.items()
+        if found is not None
+    ]
+    if rows:
+        is_simulated = any(found["is_simulated"] for found in facility.values() if found is not None)
+        console.print(f"\n  [bold]power and cooling / 전력·냉각[/]{' (simulated / 모의)' if is_simulated else ''}")
+        _print_rows(console, rows, indent=4)
 
 
 def _print_answer(console: Console, report: UpReport) -> None:
@@ -200,6 +223,10 @@ def _print_next_steps(console: Console, report: UpReport, state_option: str) -> 
                 ("status", "what runs / 상태"),
                 ("wan cut daegu", "cut a site off / 사이트의 망을 끊기"),
                 ("wan heal daegu", "and heal it / 다시 잇기"),
+                ("sim fault daegu cooling_lost cooling_1", "a cooling unit stands still / 냉각기 고장"),
+                ("facility show --site daegu", "power and cooling / 전력·냉각"),
+                ("alarm list --site daegu", "what is wrong / 경보"),
+                ("sim fault daegu cooling_lost cooling_1 --over", "mend it / 고장 해소"),
                 ("usage", "the ledger / 사용량"),
                 ("model list", "speech, print, pictures and more: examples/README.md / 다른 모델"),
                 ("down", "end it all / 모두 멈추기"),

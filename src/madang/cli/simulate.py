@@ -81,7 +81,8 @@ def _kinds(access: Access) -> None:
     if access.is_json:
         print_json(rows)
     else:
-        print_table("faults", (("KIND", field("kind")), ("WHAT", field("what"))), rows)
+        print_table("faults / 고장", (("KIND\n종류", field("kind")), ("WHAT\n내용", field("what"))), rows)
+        say("begin one: madang sim fault SITE KIND [EQUIPMENT] [--value V]; end it: the same with --over")
 
 
 def _ask(access: Access, asked: "PlantCommand") -> "PlantReply":
@@ -113,7 +114,6 @@ def _show(reply: "PlantReply", *, is_json: bool) -> None:
     if is_json:
         print_json(reply.sites)
         return
-    say("simulated")
     rows = []
     for one in msgspec.to_builtins(reply.sites):
         inlets, charges = one["inlet_c"].values(), one["charge"].values()
@@ -123,7 +123,7 @@ def _show(reply: "PlantReply", *, is_json: bool) -> None:
         rows.append(
             {
                 "site": one["site"],
-                "grid": "on" if one["is_utility_on"] else "lost",
+                "grid": "ok" if one["is_utility_on"] else "down",
                 "it": f"{one['it_w']:.0f}",
                 "all": f"{one['utility_w']:.0f}",
                 "inlet": f"{max(inlets):.1f}" if inlets else "-",
@@ -132,12 +132,12 @@ def _show(reply: "PlantReply", *, is_json: bool) -> None:
             }
         )
     columns = (
-        ("SITE", field("site")),
-        ("GRID", field("grid")),
-        ("IT W", field("it")),
-        ("GRID W", field("all")),
-        ("INLET °C", field("inlet")),
-        ("BATTERY", field("charge")),
-        ("WRONG", field("wrong")),
+        ("SITE\n사이트", field("site")),
+        ("GRID\n상용전원", field("grid")),
+        ("IT W\n서버 전력", field("it")),
+        ("GRID W\n수전 전력", field("all")),
+        ("INLET °C\n흡기 온도", field("inlet")),
+        ("BATTERY\n배터리", field("charge")),
+        ("WRONG\n고장", field("wrong")),
     )
-    print_table("simulated plants", columns, rows)
+    print_table("plants (simulated / 모의)", columns, rows)

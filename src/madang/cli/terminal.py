@@ -15,6 +15,10 @@ from madang.core import MadangError
 
 _PLAIN_WIDTH = 240
 """Width of tables that no terminal bounds, such as in a pipe."""
+_SHORT_CELLS = 16
+"""A column this narrow is kept whole while wider ones can be folded instead."""
+_LONG_CELLS_MIN = 20
+"""What each wider column must still have for that."""
 
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], object]]
@@ -34,6 +38,33 @@ _STATE_COLOURS = {
     "failed": "red",
     "down": "red",
     "revoked": "red",
+    # What readings are worth.
+    "good": "green",
+    "uncertain": "yellow",
+    "bad": "red",
+    # Priorities and states of alarms.
+    "critical": "bold red",
+    "high": "red",
+    "medium": "yellow",
+    "low": "cyan",
+    "unacknowledged": "red",
+    "acknowledged": "yellow",
+    "returned": "yellow",
+    "suppressed": "dim",
+    "shelved": "dim",
+    "out_of_service": "dim",
+    # How a box is, what may act on it, and what became of an order.
+    "normal": "green",
+    "emergency": "bold red",
+    "isolated": "bold red",
+    "armed": "yellow",
+    "observe": "cyan",
+    "confirmed": "green",
+    "observed": "cyan",
+    "awaiting": "yellow",
+    "unconfirmed": "red",
+    "refused": "red",
+    "lapsed": "dim",
 }
 
 _KOREAN_HEADS = {
@@ -82,16 +113,35 @@ def print_table(title: str, columns: Sequence[Column], rows: Iterable[Row]) -> N
 
     console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
     table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for header, _ in columns:
-        korean = _KOREAN_HEADS.get(header) if title == "chips" else None
-        table.add_column(f"{header}\n{korean}" if korean else header, overflow="fold")
-    for row in rows:
-        cells = [render(value(row)) for _, value in columns]
+    heads = [_head(title, header) for header, _ in columns]
+    lines = [[render(value(row)) for _, value in columns] for row in rows]
+    whole = _choose_whole(heads, lines, console.width)
+    for head, is_whole in zip(heads, whole, strict=True):
+        table.add_column(head, overflow="fold", no_wrap=is_whole)
+    for cells in lines:
         table.add_row(*(Text(cell, style=_STATE_COLOURS.get(cell, "")) for cell in cells))
     if table.row_count:
         console.print(table)
     else:
         console.print(f"{title or 'result'}: none")
+
+
+def _head(title: str, header: str) -> str:
+    korean = _KOREAN_HEADS.get(header) if title == "chips" else None
+    return f"{header}\n{korean}" if korean else header
+
+
+def _choose_whole(heads: Sequence[str], lines: Sequence[Sequence[str]], width: int) -> list[bool]:
+    """Return for each column whether it is never broken: numbers and states are, where texts can give way."""
+    from rich.cells import cell_len
+
+    widths = [
+        max(cell_len(part) for text in (head, *(line[at] for line in lines)) for part in text.split("\n"))
+        for at, head in enumerate(heads)
+    ]
+    short = [one <= _SHORT_CELLS for one in widths]
+    needed = sum(one + 3 if is_short else _LONG_CELLS_MIN + 3 for one, is_short in zip(widths, short, strict=True))
+    return short if needed <= width else [False] * len(heads)
 
 
 def render(value: object) -> str:

@@ -75,6 +75,13 @@ def render_instant(value: object) -> str:
     return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
+def render_clock(value: object) -> str:
+    """Return wall time in seconds as month, day and time of the reader's own zone, `-` for none."""
+    if not isinstance(value, int | float):
+        return "-"
+    return datetime.fromtimestamp(value, UTC).astimezone().strftime("%m-%d %H:%M:%S")
+
+
 def parse_won(text: str) -> int:
     """Return an amount in won, such as `1500`, `1,500` or `0.000001`, as micro-won, exactly; raises Rejected."""
     match = _WON.match(text.strip())

@@ -47,6 +47,7 @@ class FederationStatus(msgspec.Struct, frozen=True, kw_only=True):
         hub_error: why the hub did not say anything; empty when it did.
         local: each site's own view of itself, by name, None where it does not answer.
         wan: the relay's modes by site, empty when it does not answer.
+        facility: power and cooling by site, in the words of its admin API; None where it has none or does not answer.
     """
 
     state_dir: str
@@ -58,6 +59,7 @@ class FederationStatus(msgspec.Struct, frozen=True, kw_only=True):
     wan: dict[str, LinkMode]
     processes: tuple[ProcessView, ...]
     pss_bytes: int
+    facility: dict[str, dict[str, Any] | None] = {}
 
 
 def gather_status(layout: Layout, credentials: Credentials) -> FederationStatus:
@@ -83,7 +85,23 @@ def gather_status(layout: Layout, credentials: Credentials) -> FederationStatus:
         wan=wan,
         processes=processes,
         pss_bytes=sum(process.pss_bytes or 0 for process in processes),
+        facility=gather_facility(layout, credentials) if is_running else {},
     )
+
+
+def gather_facility(layout: Layout, credentials: Credentials) -> dict[str, dict[str, Any] | None]:
+    """Return power and cooling of each site with chips; None for one that has none or does not answer."""
+    found: dict[str, dict[str, Any] | None] = {}
+    for site in layout.sites:
+        if site.is_entry_only:
+            continue
+        found[site.name] = None
+        with (
+            contextlib.suppress(MadangError),
+            AdminClient(site.admin_url, credentials.token_of(site.name), name=f"site {site.name}") as api,
+        ):
+            found[site.name] = api.get("/api/v1/facility")
+    return found
 
 
 def _ask(url: str, token: str, name: str) -> tuple[str, Any]:

@@ -187,6 +187,21 @@ class Client:
         except httpx.HTTPError as error:
             told = str(error) or type(error).__name__
             raise Unavailable(f"{self._what} does not answer {method} of {path}: {told[:200]}") from error
+        except asyncio.CancelledError:
+            await self._forget_connection()
+            raise
+
+    async def _forget_connection(self) -> None:
+        """Let the next exchange connect anew, within the session that there is.
+
+        httpcore counts a connection as taken for ever when what used it was cancelled while it connected or waited; it
+        is the only one, so nothing would ever be read again.
+        """
+        http, self._http = self._http, None
+        if http is not None:
+            with contextlib.suppress(httpx.HTTPError, OSError, TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await http.aclose()
 
     async def _connected(self) -> httpx.AsyncClient:
         if self._http is None:
