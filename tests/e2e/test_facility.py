@@ -102,7 +102,7 @@ class Scene:
     def actions(self, verb: str, state: str = "") -> list[dict]:
         """Return what was done since the program began, newest first."""
         rows = self.get("facility/actions")["actions"]
-        return [row for row in rows if row["request"]["verb"] == verb and row["state"] in (state or row["state"],)]
+        return [row for row in rows if row["request"]["verb"] == verb and state in ("", row["state"])]
 
     def alarms(self) -> dict[str, dict]:
         """Return what is not normal, by equipment and condition, by the site's own command."""
@@ -152,12 +152,14 @@ def scene(federation, request):
     wait_for("the site is calm", made.is_calm, LONG_S, every_s=1.0)
     for priority in ("batch", "interactive"):
         made.key(priority)
-    if is_cut:
-        federation.madang("wan", "cut", site)
-        wait_for("no connection crosses", lambda: not federation.wan_connections(site), 60, every_s=0.3)
     made.is_cut = is_cut
-    yield made
-    made.end()
+    try:
+        if is_cut:
+            federation.madang("wan", "cut", site)
+            wait_for("no connection crosses", lambda: not federation.wan_connections(site), 60, every_s=0.3)
+        yield made
+    finally:
+        made.end()
 
 
 def at(whole: str, cut: str):

@@ -304,7 +304,9 @@ def calm(view: View) -> View:
 
 
 @given(asks, strained, seeds)
-def test_no_shortage_opens_a_site_that_the_law_closes_and_none_closes_it_to_the_law(ask: Ask, view: View, seed: int) -> None:
+def test_no_shortage_opens_a_site_that_the_law_closes_and_none_closes_it_to_the_law(
+    ask: Ask, view: View, seed: int
+) -> None:
     def is_illegal(world: View) -> bool:
         route = choose_route(ask, world, (), seed)
         return isinstance(route, Refusal) and route.reason is RefusalReason.RESIDENCY

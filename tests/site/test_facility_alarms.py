@@ -137,7 +137,9 @@ def test_words_are_in_the_audit_and_what_is_refused_is_not(tmp_path):
         await bench.read("dry")
         await bench.read("leak", seconds=3)
         with pytest.raises(Rejected, match="no alarm"):
-            await bench.desk.say(Acknowledge(key("ups", "state", "state"), "kim"), key("ups", "state", "state"), "kim", "x")
+            await bench.desk.say(
+                Acknowledge(key("ups", "state", "state"), "kim"), key("ups", "state", "state"), "kim", "x"
+            )
         with pytest.raises(Rejected):
             await bench.desk.say(Reset(LEAK, "kim"), LEAK, "kim", "reset")
         with pytest.raises(Rejected, match="not shelved"):

@@ -367,5 +367,3 @@ def test_without_a_facility_nothing_is_limited():
     assert allowed.limits().shed_from is None
     assert allowed.accepts_placements()
     assert allowed.nodes() == {}
-
-

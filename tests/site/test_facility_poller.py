@@ -17,7 +17,9 @@ from madang.site.facility.poller import Poller
 
 HANG_S = 60.0
 """A hang detector, no goal."""
-PROFILE = Profile(name="p", driver="modbus", title="p", points=(PointSpec(name="power", quantity=Quantity.POWER, ref="holding:0"),))
+PROFILE = Profile(
+    name="p", driver="modbus", title="p", points=(PointSpec(name="power", quantity=Quantity.POWER, ref="holding:0"),)
+)
 
 
 class FakeDriver:

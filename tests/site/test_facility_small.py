@@ -257,5 +257,3 @@ def peer(name, *, age_s=0.1, ready=1, is_spilling=False):
 def test_peers_that_are_silent_empty_or_short_themselves_are_not_open():
     peers = [peer("a"), peer("b", age_s=60.0), peer("c", age_s=-1.0), peer("d", ready=0), peer("e", is_spilling=True)]
     assert list_open_peers(peers) == (SiteId("a"),)
-
-
