@@ -157,9 +157,12 @@ class Embedded:
         own = self.tree_pids(site)
         marker = str(self.state_dir)
         others: set[int] = set()
+        # The plant twin stands in for devices in the box, which are on no WAN.
+        plant = self.processes().get("plant")
+        own_side = own | ({plant.pid} if plant else set())
         for process in psutil.process_iter():
             try:
-                if process.pid not in own and any(marker in word for word in process.cmdline()):
+                if process.pid not in own_side and any(marker in word for word in process.cmdline()):
                     others.add(process.pid)
             except psutil.Error:
                 continue

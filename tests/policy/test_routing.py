@@ -78,6 +78,23 @@ asks = st.builds(
     priority=st.sampled_from(PriorityClass),
 )
 views = st.builds(View, site=st.sampled_from(NAMES).map(SiteId), sites=sites, replicas=replicas, peers=peers)
+sheds = st.sampled_from([None, *PriorityClass])
+strained = st.builds(
+    lambda view, shed_from, is_spilling, envelopes: msgspec.structs.replace(
+        view,
+        shed_from=shed_from,
+        is_spilling=is_spilling,
+        peers=tuple(
+            msgspec.structs.replace(peer, shed_from=shed, is_spilling=spills)
+            for peer, (shed, spills) in zip(view.peers, envelopes, strict=False)
+        ),
+    ),
+    views,
+    sheds,
+    st.booleans(),
+    st.lists(st.tuples(sheds, st.booleans()), min_size=5, max_size=5),
+)
+"""The same worlds short of power or cooling, here and there."""
 seeds = st.integers(0, 2**64 - 1)
 
 
@@ -104,7 +121,7 @@ def every_attempt(ask: Ask, view: View, seed: int) -> list[Route | Refusal]:
         tried.append(route)
 
 
-@given(asks, views, seeds)
+@given(asks, views | strained, seeds)
 def test_never_an_illegal_site_and_never_twice(ask: Ask, view: View, seed: int) -> None:
     *routes, refusal = every_attempt(ask, view, seed)
     world = dict(view.sites)
@@ -123,10 +140,10 @@ def test_never_an_illegal_site_and_never_twice(ask: Ask, view: View, seed: int) 
     assert isinstance(refusal, Refusal)
 
 
-@given(asks, views, seeds)
+@given(asks, views | strained, seeds)
 def test_the_same_arguments_give_the_same_answer(ask: Ask, view: View, seed: int) -> None:
-    shuffled = View(
-        site=view.site,
+    shuffled = msgspec.structs.replace(
+        view,
         sites=dict(reversed(list(view.sites.items()))),
         replicas=tuple(reversed(view.replicas)),
         peers=tuple(reversed(view.peers)),
@@ -134,7 +151,7 @@ def test_the_same_arguments_give_the_same_answer(ask: Ask, view: View, seed: int
     assert choose_route(ask, view, (), seed) == choose_route(ask, shuffled, (), seed)
 
 
-@given(asks, views, seeds)
+@given(asks, views | strained, seeds)
 def test_refusals_say_what_is_true(ask: Ask, view: View, seed: int) -> None:
     route = choose_route(ask, view, (), seed)
     if not isinstance(route, Refusal):
@@ -166,7 +183,7 @@ def test_another_free_replica_never_hurts(ask: Ask, view: View, seed: int) -> No
         assert isinstance(after, ToReplica), "a free replica here is preferred"
 
 
-@given(asks, views, seeds)
+@given(asks, views | strained, seeds)
 def test_a_wider_residency_never_refuses_more(ask: Ask, view: View, seed: int) -> None:
     wide = msgspec.structs.replace(ask, residency=Residency(scope=ResidencyScope.ANY))
     if not isinstance(choose_route(ask, view, (), seed), Refusal):
@@ -298,7 +315,7 @@ def test_no_hop_left_means_no_peer() -> None:
     assert choose_route(ask, view(peer("gumi", 4, 0)), (), 0) == Refusal(RefusalReason.NO_REPLICA, 5.0)
 
 
-@given(asks, views, seeds)
+@given(asks, views | strained, seeds)
 def test_a_higher_class_is_never_refused_where_a_lower_one_is_served(ask: Ask, view: View, seed: int) -> None:
     served = [
         not isinstance(choose_route(msgspec.structs.replace(ask, priority=priority), view, (), seed), Refusal)
@@ -330,3 +347,64 @@ def test_when_to_come_again_follows_from_what_leaves() -> None:
     assert predict_room_s(PriorityClass.INTERACTIVE, full, 0.0, 1) == 2.0, "not known"
     assert predict_room_s(PriorityClass.BATCH, full, 0.01, 1) == 1.0
     assert predict_room_s(PriorityClass.BATCH, full, 1e6, 1) == 60.0
+
+
+# Power and cooling
+
+
+def calm(view: View) -> View:
+    """The same world with nobody short of anything."""
+    peers = tuple(msgspec.structs.replace(peer, shed_from=None, is_spilling=False) for peer in view.peers)
+    return msgspec.structs.replace(view, shed_from=None, is_spilling=False, peers=peers)
+
+
+@given(asks, strained, seeds)
+def test_no_shortage_opens_a_site_that_the_law_closes_and_none_closes_it_to_the_law(
+    ask: Ask, view: View, seed: int
+) -> None:
+    def is_illegal(world: View) -> bool:
+        route = choose_route(ask, world, (), seed)
+        return isinstance(route, Refusal) and route.reason is RefusalReason.RESIDENCY
+
+    assert is_illegal(view) == is_illegal(calm(view))
+    if isinstance(choose_route(ask, calm(view), (), seed), Refusal):
+        assert isinstance(choose_route(ask, view, (), seed), Refusal), "a shortage makes no room"
+
+
+@given(asks, strained, seeds)
+def test_a_class_that_is_shed_is_served_nowhere_that_sheds_it(ask: Ask, view: View, seed: int) -> None:
+    def sheds(shed_from: PriorityClass | None) -> bool:
+        return shed_from is not None and ask.priority.rank >= shed_from.rank
+
+    for route in every_attempt(ask, view, seed)[:-1]:
+        if isinstance(route, ToReplica):
+            assert not sheds(view.shed_from)
+        else:
+            assert not any(sheds(one.shed_from) for one in view.peers if one.site == route.site)
+
+
+@given(asks, strained, seeds)
+def test_spilling_changes_the_order_and_refuses_nobody(ask: Ask, view: View, seed: int) -> None:
+    calmer = msgspec.structs.replace(view, is_spilling=False)
+    routes, others = every_attempt(ask, view, seed), every_attempt(ask, calmer, seed)
+    assert {str(one) for one in routes[:-1]} == {str(one) for one in others[:-1]}
+
+
+def test_a_site_that_spills_takes_peers_first_and_itself_before_any_queue() -> None:
+    world = msgspec.structs.replace(
+        view(replica("a", 4, 0), peer("gumi", 4, 3), msgspec.structs.replace(peer("busan", 8, 0), is_spilling=True)),
+        is_spilling=True,
+    )
+    *routes, _ = every_attempt(ASK, world, 0)
+    assert routes == [ToPeer(SiteId("gumi")), ToReplica(ReplicaId("a")), ToPeer(SiteId("busan"))]
+
+
+def test_a_shed_class_is_told_to_come_again_and_the_clinic_is_served() -> None:
+    world = msgspec.structs.replace(view(replica("a", 4, 0)), shed_from=PriorityClass.BATCH)
+    batch = msgspec.structs.replace(ASK, priority=PriorityClass.BATCH)
+    waits_s = [choose_route(batch, world, (), seed).retry_after_s for seed in (0, 2**64 - 1)]
+    assert sorted(waits_s) == waits_s
+    assert waits_s[0] >= 30.0
+    assert waits_s[1] <= 60.0
+    for priority in (PriorityClass.INTERACTIVE, PriorityClass.CLINICAL):
+        assert isinstance(choose_route(msgspec.structs.replace(ASK, priority=priority), world, (), 0), ToReplica)

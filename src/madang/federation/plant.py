@@ -118,8 +118,16 @@ fed_by = ["pdu"]
 [equipment.door]
 kind = "door"
 
+[equipment.loop]
+kind = "pump"
+rack = "cabinet"
+voltage_v = 220
+power_w = 60
+fed_by = ["pdu"]
+
 [equipment.leak]
 kind = "leak_detector"
+measures = ["loop"]
 
 [equipment.smoke]
 kind = "smoke_detector"
@@ -165,7 +173,7 @@ driver = "modbus"
 address = "{host}:{contacts}"
 profile = "contacts"
 equipment = "cabinet"
-parts = {{ door1 = "door", leak1 = "leak", smoke1 = "smoke", interlock1 = "lockout" }}
+parts = {{ door1 = "door", leak1 = "leak", smoke1 = "smoke", interlock1 = "lockout", pump1 = "loop" }}
 poll_s = 1
 is_simulated = true
 
@@ -196,6 +204,15 @@ target = "{node}"
 value_low = 982
 value_high = 1800
 value_rest = 1800
+
+[actuator.isolate_loop]
+kind = "isolate_liquid"
+mode = "armed"
+point_id = "loop.state_pump"
+readback_id = "loop.state_pump"
+target = "loop"
+value_low = 0
+value_high = 0
 
 [[pue]]
 category = 2

@@ -11,7 +11,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry
 
-from madang.core import Clock, Entropy, NodeId
+from madang.core import Clock, Entropy, NodeId, SiteId
 from madang.runtime.bus import Bus, BusLogin
 from madang.runtime.files import read_secret
 from madang.runtime.machine_boot import read_boot
@@ -139,7 +139,7 @@ class _Kit:
 
 
 def _make_kit(settings: SiteSettings, database: Store, clock: Clock, entropy: Entropy, log: EventLog) -> _Kit:
-    allowed = Allowed(clock)
+    allowed = Allowed(clock, is_expected=settings.facility_file is not None)
     return _Kit(
         settings=settings,
         boot_id=entropy.token_bytes(8).hex(),
@@ -352,7 +352,7 @@ def _make_facility(kit: _Kit, peers: Peers) -> Facility | None:
     return make_facility(
         kit.settings,
         allowed=kit.allowed,
-        find_use=lambda node: find_use(kit.book, kit.view, node),
+        find_use=lambda node: find_use(kit.book, kit.view, node, SiteId(kit.settings.name)),
         list_peers=lambda: list_open_peers(peers.list_peers()),
         on_change=kit.book.changed.rise,
         bus=kit.bus,

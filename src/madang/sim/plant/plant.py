@@ -225,7 +225,13 @@ class Plant:
                 self.servers[name].utilisation = min(1.0, max(0.0, part))
 
 
-def make_plant(model: SiteModel, *, outdoor_c: float = 20.0, volume_m3: float = 27.0) -> Plant:
+def make_plant(
+    model: SiteModel,
+    *,
+    outdoor_c: float = 20.0,
+    volume_m3: float = 27.0,
+    battery_wh: Mapping[str, float] | None = None,
+) -> Plant:
     """Return the plant of a site in its steady state, everything on and healthy, servers at 30 %."""
     rated: dict[str, float] = {}
     plant_servers: dict[str, Server] = {}
@@ -240,7 +246,8 @@ def make_plant(model: SiteModel, *, outdoor_c: float = 20.0, volume_m3: float = 
             rated[one.rack] = rated.get(one.rack, 0.0) + power_w
         elif one.kind is EquipmentKind.UPS:
             power_w = ratings.power_w or 10_000.0
-            battery = Battery((ratings.energy_wh or power_w / 6) * 3600.0, power_w_rated=power_w)
+            energy_wh = (battery_wh or {}).get(name) or ratings.energy_wh or power_w / 6
+            battery = Battery(energy_wh * 3600.0, power_w_rated=power_w)
             upses[name] = Ups(power_w, battery)
         elif one.kind in (EquipmentKind.COOLING_UNIT, EquipmentKind.CHILLER):
             cooling_w = ratings.cooling_w or 20_000.0

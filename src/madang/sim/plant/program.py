@@ -49,7 +49,8 @@ class SimulatedSite:
     def __init__(self, settings: PlantSite, file: SiteFile, log: EventLog) -> None:
         """Make the plant in its steady state and the twins, which do not listen yet."""
         self.settings = settings
-        self.plant: Plant = make_plant(file.model, outdoor_c=settings.outdoor_c)
+        battery_wh = {one.ups: one.energy_wh for one in file.plan.batteries}
+        self.plant: Plant = make_plant(file.model, outdoor_c=settings.outdoor_c, battery_wh=battery_wh)
         self.servers = {
             str(one.node): one.equipment_id
             for one in file.model.equipment

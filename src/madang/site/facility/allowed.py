@@ -9,6 +9,7 @@ import msgspec
 from madang.core import Clock, s_to_ns
 from madang.model import Envelope, NodeEnvelope, NodeState, PriorityClass
 
+NOT_YET = "nobody has said yet what power and cooling allow"
 EXPIRED = "the envelope has run out: nobody knows what power and cooling allow"
 
 
@@ -26,10 +27,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Allowed:
-    """The newest envelope; none at a site without a site file."""
+    """The newest envelope.
 
-    def __init__(self, clock: Clock) -> None:
+    Args:
+        is_expected: the site has a facility; until its first envelope it is as if one had run out. False: there never
+            is any, and nothing is limited.
+    """
+
+    def __init__(self, clock: Clock, *, is_expected: bool = False) -> None:
         self._clock = clock
+        self._is_expected = is_expected
         self._envelope: Envelope | None = None
 
     @property
@@ -48,7 +55,10 @@ class Allowed:
         """Return what requests are subject to now."""
         envelope = self._envelope
         if envelope is None:
-            return Limits()
+            if not self._is_expected:
+                return Limits()
+            now_ns = self._clock.monotonic_ns()
+            return Limits(shed_from=_stricter(None), is_spilling=True, reason=NOT_YET, until_ns=now_ns)
         left_s = envelope.valid_until_s - self._clock.wall_s()
         until_ns = self._clock.monotonic_ns() + s_to_ns(left_s)
         if left_s <= 0.0:
@@ -70,7 +80,7 @@ class Allowed:
         """Return whether new replicas may come."""
         envelope = self._envelope
         if envelope is None:
-            return True
+            return not self._is_expected
         return envelope.accepts_placements and self._clock.wall_s() < envelope.valid_until_s
 
 

@@ -14,10 +14,11 @@ import sqlalchemy as sa
 
 from madang.core import Clock, MadangError, NodeId, Rejected, SiteId, Unavailable
 from madang.model import Action, ActionState, Alarm, NodeState, Request, Verb
-from madang.model.facility_site import ActuatorKind, ActuatorMode
+from madang.model.facility_site import Actuator, ActuatorKind, ActuatorMode
 from madang.policy.power.authority import actuator_of, decide
+from madang.policy.power.authority_reads import state_of
 from madang.policy.power.proposers import ProposerMemory, ProposerRules, propose_all
-from madang.policy.power.state import Approve, AuthorityRules, AuthorityState
+from madang.policy.power.state import Approve, AuthorityRules, AuthorityState, Setpoint
 from madang.runtime.telemetry import EventLog
 from madang.site.audit import append_audit
 from madang.site.desired import read_meta, write_meta
@@ -27,6 +28,8 @@ from madang.site.facility.world import NodeUse, World, power_command, server_of
 from madang.site.guard import GuardedStore
 
 PERIOD_S = 1.0
+FIRST_LOOK_S_MAX = 8.0
+"""Less than an envelope holds, so that the one of an earlier life is followed by a new one; longer than most polls."""
 ACTIONS_KEPT = 200
 REQUESTS_WAITING_MAX = 100
 STORE_PERIOD_S = 30.0
@@ -89,10 +92,9 @@ class Mind:
         self._poller = poller
         self._devices = point_devices
         self._fixed = frozenset(armed) | frozenset(
-            f"{one.target}.{'cap' if one.kind is ActuatorKind.CAP else one.kind.value}"
-            for one in world.plan.actuators
-            if one.mode is ActuatorMode.ARMED
+            _name(one) for one in world.plan.actuators if one.mode is ActuatorMode.ARMED
         )
+        self._setpoints = _list_setpoints(world.plan.actuators)
         self._allowed = allowed
         self._find_use = find_use
         self._list_alarms = list_alarms
@@ -123,6 +125,13 @@ class Mind:
             self._by_hand = frozenset(msgspec.json.decode(armed, type=list[str])) if armed else frozenset()
         except msgspec.MsgspecError as error:
             self._log.error("authority_state_unreadable", reason=str(error))
+        # Proposers go on from what nodes were let do, not from all of them running.
+        books = self._stored.authority.nodes
+        self._nodes = {
+            node: state_of(books[node]) if actuator_of(Verb.STOP, node) in self.armed else NodeState.RUN
+            for node in self.world.topology.nodes
+            if node in books
+        }
 
     @property
     def armed(self) -> frozenset[str]:
@@ -135,8 +144,7 @@ class Mind:
         for node in self.world.topology.nodes:
             names |= {actuator_of(Verb.CAP, node), actuator_of(Verb.STOP, node)}
         for one in self.world.plan.actuators:
-            if one.kind is not ActuatorKind.CAP:
-                names.add(f"{one.target}.{one.kind.value}")
+            names.add(_name(one))
         return [
             {
                 "actuator": name,
@@ -189,7 +197,11 @@ class Mind:
         return [hold.request for hold in self._stored.authority.awaiting.values()]
 
     async def run(self) -> None:
-        """Look and decide for ever."""
+        """Look and decide for ever, from when every device was asked once or had the time to answer."""
+        # Before that nothing is known: a program that was restarted would take it for the worst and stop nodes.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_LOOK_S_MAX):
+                await self._poller.wait_first()
         while True:
             began_ns = self._clock.monotonic_ns()
             # Unavailable: the guarded store has said so. What cannot be stored is not done, and the envelope runs out.
@@ -207,6 +219,7 @@ class Mind:
             find_use=self._find_use,
             alarms=self._list_alarms(),
             peers=self._list_peers(),
+            held=self._stored.authority.holds,
         )
         memory, asked = propose_all(self._stored.proposers, view, self.world.topology, self._rules)
         requests, approvals = self._requests, self._approvals
@@ -216,7 +229,7 @@ class Mind:
             approvals,
             view,
             self.world.topology,
-            AuthorityRules(armed=self.armed),
+            AuthorityRules(armed=self.armed, setpoints=self._setpoints),
         )
         stored = Stored(authority=decision.state, proposers=memory)
         if decision.actions or now_s - self._stored_s > STORE_PERIOD_S:
@@ -291,6 +304,25 @@ class Mind:
         for task in tuple(self._doing):
             task.cancel()
         await asyncio.gather(*self._doing, return_exceptions=True)
+
+
+def _name(actuator: Actuator) -> str:
+    """Return the name by which `actuator_of` knows an actuator: a setpoint is a point, everything else a target."""
+    if actuator.kind is ActuatorKind.SETPOINT:
+        return actuator_of(Verb.SETPOINT, actuator.point_id)
+    return f"{actuator.target}.{actuator.kind.value}"
+
+
+def _list_setpoints(actuators: Iterable[Actuator]) -> dict[str, Setpoint]:
+    """Return what may be written to setpoints; one without bounds and a safe value is written by nobody."""
+    return {
+        one.point_id: Setpoint(low=one.value_low, high=one.value_high, safe=one.value_rest)
+        for one in actuators
+        if one.kind is ActuatorKind.SETPOINT
+        and one.value_low is not None
+        and one.value_high is not None
+        and one.value_rest is not None
+    }
 
 
 def _store(connection: sa.Connection, *, stored: Stored, actions: tuple[Action, ...], now_s: float) -> None:

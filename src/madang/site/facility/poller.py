@@ -52,6 +52,7 @@ class Poller:
         take: Callable[[tuple[Sample, ...]], None],
         clock: Clock,
         log: EventLog,
+        make: Callable[[Device, Profile, Secret, Clock], EquipmentDriver] = make_driver,
     ) -> None:
         """Make a driver for each device.
 
@@ -62,6 +63,7 @@ class Poller:
             take: gets every poll's samples.
             clock: time.
             log: gets devices that fall silent and come back, once each.
+            make: makes a device's driver.
 
         Raises:
             Rejected: a device, its profile or its secret is wrong.
@@ -82,8 +84,12 @@ class Poller:
         self._drivers: dict[str, EquipmentDriver] = {}
         for device in devices:
             secret = find_secret(device.secret) if device.secret else Secret()
-            self._drivers[device.device_id] = make_driver(device, profiles[device.device_id], secret, clock)
+            self._drivers[device.device_id] = make(device, profiles[device.device_id], secret, clock)
         self._wake: dict[str, asyncio.Event] = {device_id: asyncio.Event() for device_id in self.states}
+        self._unasked = set(self.states)
+        self._all_asked = asyncio.Event()
+        if not self._unasked:
+            self._all_asked.set()
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """Return a loop for each device; all of them run until cancelled."""
@@ -116,6 +122,10 @@ class Poller:
         finally:
             wake.clear()
 
+    async def wait_first(self) -> None:
+        """Return when every device was polled once, whatever it answered."""
+        await self._all_asked.wait()
+
     def hurry(self, device_id: str) -> None:
         """Read a device now: a trap came, or a command was sent."""
         if device_id in self._wake:
@@ -134,6 +144,9 @@ class Poller:
         state.polls += 1
         self._judge(state, samples)
         self._take(samples)
+        self._unasked.discard(device_id)
+        if not self._unasked:
+            self._all_asked.set()
 
     def _lost(self, device_id: str, reason: str) -> tuple[Sample, ...]:
         now_s = self._clock.wall_s()

@@ -74,6 +74,7 @@ class World:
         find_use: Callable[[NodeId], NodeUse],
         alarms: tuple[Alarm, ...],
         peers: Iterable[SiteId],
+        held: Iterable[str] = (),
     ) -> View:
         """Return the view of this instant, and keep its derived facts.
 
@@ -83,6 +84,7 @@ class World:
             find_use: what runs on a node.
             alarms: that are not normal.
             peers: that could take requests now.
+            held: keys of what the authority granted and nobody took back.
         """
         samples = self.book.samples(now_s)
         bare = View(now_s=now_s, samples=samples)
@@ -108,6 +110,7 @@ class World:
             demand=self._demand(now_s),
             alarms=alarms,
             peers=tuple(peers),
+            held=tuple(held),
             is_simulated=self._is_simulated,
         )
 

@@ -1,0 +1,187 @@
+"""The poller over drivers that are fakes: a device that hangs holds up nobody, and what it gives is no number."""
+
+import asyncio
+import io
+import json
+
+import msgspec
+import pytest
+
+from madang.core import Rejected, Unavailable
+from madang.facility.contract import Device, Secret
+from madang.facility.profile import PointSpec, Profile
+from madang.model import Quality, Quantity, Sample
+from madang.runtime.clock import SystemClock
+from madang.runtime.telemetry import EventLog
+from madang.site.facility.poller import Poller
+
+HANG_S = 60.0
+"""A hang detector, no goal."""
+PROFILE = Profile(
+    name="p", driver="modbus", title="p", points=(PointSpec(name="power", quantity=Quantity.POWER, ref="holding:0"),)
+)
+
+
+class FakeDriver:
+    """Answers, hangs or is away, as it is told."""
+
+    def __init__(self, name):
+        self.name = name
+        self.is_hanging = self.is_away = self.is_closed = False
+        self.reads = 0
+        self.written = []
+        self.cancelled = 0
+
+    async def read(self):
+        self.reads += 1
+        if self.is_hanging:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        quality = Quality.BAD if self.is_away else Quality.GOOD
+        value = None if self.is_away else 7.0
+        reason = "no answer" if self.is_away else ""
+        now_s = SystemClock().wall_s()
+        return (
+            Sample(point_id=f"{self.name}.power", value=value, quality=quality, observed_at_s=now_s, reason=reason),
+        )
+
+    async def write(self, point_id, value):
+        if self.is_hanging:
+            await asyncio.Event().wait()
+        self.written.append((point_id, value))
+
+    async def close(self):
+        self.is_closed = True
+
+
+class Bench:
+    """A poller with fake drivers, all it handed on, and what it logged."""
+
+    def __init__(self, *names, poll_s=0.01, timeout_s=0.01):
+        self.drivers = {name: FakeDriver(name) for name in names}
+        self.samples = []
+        self.news = asyncio.Event()
+        self.text = io.StringIO()
+        devices = tuple(
+            Device(
+                device_id=name, driver="modbus", address="127.0.0.1:1", profile="p", equipment=name, poll_s=poll_s,
+                timeout_s=timeout_s,
+            )
+            for name in names
+        )  # fmt: skip
+        self.poller = Poller(
+            devices=devices,
+            profiles=dict.fromkeys(names, PROFILE),
+            find_secret=lambda _: Secret(),
+            take=self._take,
+            clock=SystemClock(),
+            log=EventLog(SystemClock(), self.text),
+            make=lambda device, *_: self.drivers[device.device_id],
+        )
+
+    def _take(self, samples):
+        self.samples.extend(samples)
+        self.news.set()
+
+    async def until(self, check):
+        async with asyncio.timeout(HANG_S):
+            while not check():
+                self.news.clear()
+                await self.news.wait()
+
+    def events(self):
+        return [json.loads(line)["event"] for line in self.text.getvalue().splitlines()]
+
+
+def run(scene, bench_of):
+    async def play():
+        bench = bench_of()
+        tasks = [asyncio.create_task(loop) for loop in bench.poller.loops().values()]
+        try:
+            await scene(bench)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(driver.is_closed for driver in bench.drivers.values())
+
+    asyncio.run(play())
+
+
+def test_a_device_that_hangs_is_cut_off_gives_no_number_and_holds_up_nobody():
+    async def scene(bench):
+        bench.drivers["bad"].is_hanging = True
+        await bench.until(lambda: bench.poller.states["bad"].failures >= 1 and bench.drivers["good"].reads > 20)
+        lost = [one for one in bench.samples if one.point_id == "bad.power"]
+        assert all((one.value, one.quality, one.reason) == (None, Quality.BAD, "the device hangs") for one in lost)
+        assert bench.drivers["bad"].cancelled == len(lost)
+        assert bench.poller.states["bad"].trouble == "the device hangs"
+        assert bench.poller.states["good"].is_answering
+        bench.drivers["bad"].is_hanging = False
+        await bench.until(lambda: bench.poller.states["bad"].is_answering)
+
+    run(scene, lambda: Bench("bad", "good"))
+
+
+def test_silence_and_recovery_are_said_once_each():
+    async def scene(bench):
+        await bench.until(lambda: len(bench.samples) >= 3)
+        bench.drivers["d"].is_away = True
+        await bench.until(lambda: bench.poller.states["d"].failures >= 5)
+        assert not bench.poller.states["d"].is_answering
+        assert bench.poller.states["d"].trouble == "no answer"
+        bench.drivers["d"].is_away = False
+        await bench.until(lambda: bench.poller.states["d"].is_answering)
+        assert bench.events() == ["device_answers", "device_silent", "device_answers"]
+
+    run(scene, lambda: Bench("d"))
+
+
+def test_a_device_is_left_alone_between_its_polls_unless_there_is_a_hurry():
+    async def scene(bench):
+        await bench.until(lambda: bench.drivers["slow"].reads == 1 and bench.drivers["quick"].reads > 30)
+        assert bench.drivers["slow"].reads == 1, "its period is an hour"
+        await bench.poller.write("slow", "slow.power", 5.0)
+        await bench.until(lambda: bench.drivers["slow"].reads == 2)
+        assert bench.drivers["slow"].written == [("slow.power", 5.0)]
+        bench.poller.hurry("nobody")
+
+    def make():
+        bench = Bench("slow", "quick")
+        slow = bench.poller.states["slow"]
+        slow.device = msgspec.structs.replace(slow.device, poll_s=3600.0)
+        return bench
+
+    run(scene, make)
+
+
+def test_a_command_to_nobody_is_refused_and_one_to_a_device_that_hangs_is_not_taken_for_done():
+    async def scene(bench):
+        with pytest.raises(Rejected, match="no device"):
+            await bench.poller.write("nobody", "x.power", 1.0)
+        bench.drivers["d"].is_hanging = True
+        with pytest.raises(Unavailable, match="did not answer the command"):
+            await bench.poller.write("d", "d.power", 1.0)
+        assert not bench.drivers["d"].written
+
+    run(scene, lambda: Bench("d"))
+
+
+def test_the_first_look_waits_for_every_device_also_for_those_that_do_not_answer():
+    async def scene(bench):
+        bench.drivers["bad"].is_hanging = True
+        async with asyncio.timeout(HANG_S):
+            await bench.poller.wait_first()
+        assert {one.point_id for one in bench.samples} == {"bad.power", "good.power"}
+
+    run(scene, lambda: Bench("bad", "good"))
+
+
+def test_a_site_without_devices_waits_for_none():
+    async def scene(bench):
+        await bench.poller.wait_first()
+
+    run(scene, Bench)
