@@ -122,7 +122,7 @@ def test_the_base_charge_follows_demand_or_contract_and_a_changed_contract_price
     assert found.demand_w == 40_000
     assert not any("can only be higher" in text for text in found.unknown)
     own = '[[tariff]]\nname = "ours"\ntitle = "o"\nvalid_from = "2024-01-01"\nbase_won_per_kw = "100"\nsource = "s"\n'
-    own += '[tariff.seasons]\nall = [1,2,3,4,5,6,7,8,9,10,11,12]\n[tariff.bands.all]\nflat = []\n'
+    own += "[tariff.seasons]\nall = [1,2,3,4,5,6,7,8,9,10,11,12]\n[tariff.bands.all]\nflat = []\n"
     own += '[tariff.prices]\nall = { flat = "10.5" }\n'
     later = msgspec.structs.replace(small, tariff="ours", idle_w=0)
     change = START_S + 20 * 86400

@@ -128,9 +128,7 @@ def read_terms(connection: sa.Connection, site: str) -> list[Terms]:
     return found
 
 
-def read_stored(
-    connection: sa.Connection, site: str, points: set[str], span_s: tuple[int, int]
-) -> list[StoredReading]:
+def read_stored(connection: sa.Connection, site: str, points: set[str], span_s: tuple[int, int]) -> list[StoredReading]:
     """Return what some registers of a site said within a span, both ends included, oldest first."""
     query = sa.select(
         METER_READING.c.point_id, METER_READING.c.at_s, *(METER_READING.c[name] for name in _FIELDS)

@@ -215,10 +215,7 @@ def _demand_w(
         name = kst_month(begin.at_s)
         seen[name] += 1
         peak_w = (end.energy_wh - begin.energy_wh) * 3600 // QUARTER_S
-        if (
-            peak_w > peaks.get(name, 0)
-            and terms.book.price(contract.tariff, begin.at_s, holidays).band is not Band.OFF
-        ):
+        if peak_w > peaks.get(name, 0) and terms.book.price(contract.tariff, begin.at_s, holidays).band is not Band.OFF:
             peaks[name] = peak_w
     missing = [name for name in _counted_months(month) if not seen[name]]
     words = (
@@ -300,9 +297,7 @@ def _add(one: int | None, other: int | None) -> int | None:
     return None if one is None or other is None else one + other
 
 
-def _edges(
-    known: Sequence[MeterReading], within: Sequence[MeterReading], starts_at_s: int, until_s: int
-) -> list[str]:
+def _edges(known: Sequence[MeterReading], within: Sequence[MeterReading], starts_at_s: int, until_s: int) -> list[str]:
     """Return what is not known between the month's ends and the readings next to them: it is in nobody's bill."""
     if not within:
         return ["the register was not read in this month"]
@@ -314,4 +309,3 @@ def _edges(
     if within[-1].at_s < until_s:
         found.append(f"nothing was read after {within[-1].reading_id}: not billed")
     return found
-

@@ -63,9 +63,7 @@ def _note_terms(connection: sa.Connection, terms: SiteTerms, at_s: int) -> None:
 class MeterLog:
     """The readings of one site."""
 
-    def __init__(
-        self, *, book: SampleBook, store: GuardedStore, clock: Clock, terms: SiteTerms | None = None
-    ) -> None:
+    def __init__(self, *, book: SampleBook, store: GuardedStore, clock: Clock, terms: SiteTerms | None = None) -> None:
         """Prepare; `terms` are noted with the first reading under them."""
         self._terms = terms
         self._book = book

@@ -113,9 +113,7 @@ def _add_views(router: APIRouter, site: str, facility: Facility | None, clock: C
         """Return interim PUE, kWh over kWh, between the first and the last stored reading of a span."""
         found = _need(site, facility)
         until = clock.wall_s() if until_s is None else until_s
-        return json_response(
-            await show_pue(found.meters, found.mind.world.graph, found.file.plan.pue, since_s, until)
-        )
+        return json_response(await show_pue(found.meters, found.mind.world.graph, found.file.plan.pue, since_s, until))
 
 
 def _add_words(router: APIRouter, site: str, facility: Facility | None, entropy: Entropy) -> None:
