@@ -112,7 +112,8 @@ def test_every_point_of_the_container_is_answered_over_its_own_protocol(containe
 
 
 def test_the_load_of_a_server_is_what_its_nodes_metrics_say() -> None:
-    text = '# HELP x\nmadang_node_chip_utilisation_ratio{chip="a",kind="cpu"} 0.25\nmadang_node_chip_utilisation_ratio{chip="b",kind="cpu"} 0.75\n'
+    name = "madang_node_chip_utilisation_ratio"
+    text = f'# HELP x\n{name}{{chip="a",kind="cpu"}} 0.25\n{name}{{chip="b",kind="cpu"}} 0.75\n'
     assert read_utilisation(text) == 0.75
     assert read_utilisation('madang_node_chip_utilisation_ratio{chip="a"} NaN\n') == 0.0
     assert read_utilisation("") == 0.0
