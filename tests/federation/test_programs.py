@@ -57,8 +57,8 @@ def test_answers_end_before_what_carries_their_usage():
     specs = plan_all()
     check_specs(specs)
     groups = [{spec.name.rpartition("-")[2] for spec in group} for group in plan_stop(specs)]
-    assert groups == [{"gateway"}, {"site"}, {"node"}, {"nats"}, {"hub"}, {"nats"}, {"relay"}]
-    assert len(specs) == 1 + 2 + 3 + 3 * 4
+    assert groups == [{"gateway"}, {"site"}, {"node"}, {"nats"}, {"hub"}, {"nats"}, {"relay", "plant"}]
+    assert len(specs) == 2 + 2 + 3 + 3 * 4
 
 
 def test_programs_run_in_this_python_and_not_in_what_lies_in_their_folder():
