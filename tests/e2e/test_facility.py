@@ -115,8 +115,7 @@ class Scene:
 
     def say(self, verb: str, alarm: dict, *, is_ok: bool = True) -> bool:
         """Say a word to an alarm by the site's own command; returns whether it was taken."""
-        key = alarm["key"]
-        name = f"{key['equipment']}/{key['point'].partition('.')[2]}/{key['condition']}"
+        name = alarm["alarm"].partition("/")[2]
         done = self.federation.madang("alarm", verb, name, "--site", self.site, "--who", "kim", is_ok=is_ok)
         return done.returncode == 0
 
