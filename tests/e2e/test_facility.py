@@ -115,8 +115,7 @@ class Scene:
 
     def say(self, verb: str, alarm: dict, *, is_ok: bool = True) -> bool:
         """Say a word to an alarm by the site's own command; returns whether it was taken."""
-        key = alarm["key"]
-        name = f"{key['equipment']}/{key['point'].partition('.')[2]}/{key['condition']}"
+        name = alarm["alarm"].partition("/")[2]
         done = self.federation.madang("alarm", verb, name, "--site", self.site, "--who", "kim", is_ok=is_ok)
         return done.returncode == 0
 
@@ -178,7 +177,7 @@ def test_a_forced_door_raises_an_alarm_that_stays_until_somebody_has_looked_and_
     alarm = wait_for("the alarm", lambda: scene.alarms().get("door/door_forced"), 60, every_s=0.3)
     assert alarm["state"] == "unacknowledged"
     scene.post("facility/requests", verb="isolate_liquid", target="loop", reason="trial", who="kim")
-    (refused,) = wait_for("the answer", lambda: scene.actions("isolate_liquid"), 60, every_s=0.3)
+    refused, *_ = wait_for("the answer", lambda: scene.actions("isolate_liquid"), 60, every_s=0.3)
     assert refused["state"] == "refused"
     assert "nothing is switched" in refused["reason"]
     scene.mend("door_forced", "door")
@@ -196,13 +195,13 @@ def test_lost_mains_shed_batch_then_drain_then_stop_and_all_comes_back(scene):
     assert scene.is_served_here("batch")
     counted = scene.federation.ledger()["totals"]["requests"]
     answered = 0
-    scene.fault("battery_charge", "ups", 0.2)
+    scene.fault("battery_charge", "ups", 0.45)
     lost_s = scene.fault("utility_lost")
     wait_for("batch is shed", lambda: scene.envelope["shed_from"] == "batch", 60, every_s=0.2)
     wait_for("the gateway sheds it", lambda: scene.is_shed("batch"), 60, every_s=0.2)
     assert scene.node_state() == "run", "there is time: nobody is drained yet"
-    (shed,) = scene.actions("shed", "confirmed")[-1:]
-    assert shed["at_s"] - lost_s < CAUSE_S
+    sheds = [one["at_s"] for one in scene.actions("shed", "confirmed") if one["at_s"] > lost_s - 1.0]
+    assert min(sheds) - lost_s < CAUSE_S
     if scene.is_cut:
         assert scene.ask("batch").status_code == 429
         assert scene.is_served_here("interactive")

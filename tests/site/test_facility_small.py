@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import msgspec
 import pytest
+from fastapi import APIRouter
 from tests.machine.alarm_world import key
 from tests.site.facility_box import FakeClock
 from tests.site.fresh_database import open_database
@@ -29,10 +30,12 @@ from madang.model import (
     Site,
     Tenant,
 )
+from madang.runtime.clock import SystemEntropy
 from madang.runtime.telemetry import EventLog
 from madang.site.desired import DesiredView
 from madang.site.facility.meters import INTERVAL_S, MeterLog
 from madang.site.facility.notify import Mail, Notifier, NotifySettings, Webhook, load_notify
+from madang.site.facility.routes import add_facility_routes
 from madang.site.facility.use import find_classes, list_open_peers
 from madang.site.guard import GuardedStore
 from madang.wire.bus import ServiceLoad
@@ -257,3 +260,10 @@ def peer(name, *, age_s=0.1, ready=1, is_spilling=False):
 def test_peers_that_are_silent_empty_or_short_themselves_are_not_open():
     peers = [peer("a"), peer("b", age_s=60.0), peer("c", age_s=-1.0), peer("d", ready=0), peer("e", is_spilling=True)]
     assert list_open_peers(peers) == (SiteId("a"),)
+
+
+def test_what_a_policy_asked_for_can_be_agreed_to_by_its_name():
+    router = APIRouter()
+    add_facility_routes(router, "daegu", None, FakeClock(), SystemEntropy())
+    path = "/facility/requests/safety/isolate_liquid/loop/approve"
+    assert [route.name for route in router.routes if route.path_regex.match(path)] == ["approve"]

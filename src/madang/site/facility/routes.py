@@ -147,7 +147,7 @@ def _add_words(router: APIRouter, site: str, facility: Facility | None, entropy:
         _need(site, facility).mind.ask(asked)
         return json_response({"request_id": asked.request_id}, 202)
 
-    @router.post("/facility/requests/{request_id}/approve", tags=["facility"], openapi_extra=takes(ApproveBody))
+    @router.post("/facility/requests/{request_id:path}/approve", tags=["facility"], openapi_extra=takes(ApproveBody))
     async def approve(request_id: str, request: Request) -> Response:
         """Agree to what another person asked for."""
         body = await read_body(request, ApproveBody)
