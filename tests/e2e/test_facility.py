@@ -138,6 +138,8 @@ class Scene:
         if self.is_calm():
             return True
         asked = {"verb": "resume", "target": self.node, "reason": "the trial is over", "who": "kim"}
+        if self.envelope["safety"] == "isolated":
+            self.post("facility/requests", **{**asked, "target": "loop"})
         if any("safety" in one["reason"] for one in self.envelope["nodes"]):
             self.post("facility/requests", **asked)
         return False
@@ -287,6 +289,15 @@ def test_a_leak_asks_for_isolation_and_a_second_person_agrees(scene):
     scene.post(f"facility/requests/{asked['request_id']}/approve", who="kim")
     wait_for("the pump stands", lambda: scene.text("loop.state_pump") == "off", 60, every_s=0.3)
     assert scene.envelope["safety"] == "isolated"
+    back = {"verb": "resume", "target": "loop", "reason": "it is dry", "who": "kim"}
+    scene.post("facility/requests", **back)
+    wait_for("the refusal", lambda: scene.actions("resume", "refused"), 60, every_s=0.3)
+    assert scene.envelope["safety"] == "isolated", "while it leaks nobody brings it back"
+    scene.mend("leak", "leak")
+    wait_for("the detector is dry", lambda: scene.text("leak.alarm_leak") == "clear", 60, every_s=0.3)
+    scene.post("facility/requests", **back)
+    wait_for("the pump runs", lambda: scene.text("loop.state_pump") == "on", 60, every_s=0.3)
+    assert scene.envelope["safety"] != "isolated"
 
 
 @pytest.mark.deep

@@ -102,6 +102,7 @@ def test_contacts_belong_to_the_equipment_that_the_site_names():
         "alarm_leak[leak1]": 1.0,
         "alarm_smoke[smoke1]": 0.0,
         "state_open[door2]": 1.0,
+        "alarm_intrusion[door2]": 0.0,
         "state_lockout[interlock1]": 0,
     }
 
@@ -114,6 +115,7 @@ def test_contacts_belong_to_the_equipment_that_the_site_names():
         "leak_a.alarm_leak": "active",
         "smoke_a.alarm_smoke": "clear",
         "door_b.state_open": "open",
+        "door_b.alarm_intrusion": "clear",
         "lockout_a.state_lockout": "clear",
     }
 

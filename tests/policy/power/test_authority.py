@@ -151,6 +151,24 @@ def test_isolation_wants_the_interlock_or_a_second_person(site):
     assert site.sent(Verb.ISOLATE_LIQUID) == ["cdu"], "once"
 
 
+def test_an_isolation_is_ended_by_a_person_when_detectors_say_that_it_is_over(site):
+    site.tick(want(Verb.ISOLATE_LIQUID, "cdu", request_id="r1"))
+    site.tick(approvals=(Approve(request_id="r1", who="lee"),))
+    assert site.envelope.safety is SafetyState.ISOLATED
+    site.log.clear()
+    site.tick(want(Verb.RESUME, "cdu", who="safety"))
+    assert [action.state for action in site.log] == [ActionState.REFUSED], "no policy ends it"
+    site.world.signs["leak1"] = 1
+    site.tick(want(Verb.RESUME, "cdu"))
+    assert site.log[-1].state is ActionState.REFUSED
+    assert site.envelope.safety is SafetyState.ISOLATED
+    site.world.signs["leak1"] = 0
+    site.log.clear()
+    site.tick(want(Verb.RESUME, "cdu", request_id="r9"))
+    assert ("cdu", ActionState.SENT) in [(action.request.target, action.state) for action in site.log]
+    assert site.envelope.safety is not SafetyState.ISOLATED
+
+
 def test_the_interlock_agrees_by_itself_and_nobody_agreeing_lapses(site):
     site.run(2, want(Verb.ISOLATE_LIQUID, "cdu"))
     site.world.signs["interlock"] = 1

@@ -15,7 +15,8 @@ What holds of every decision:
 - Nothing is raised, resumed or taken back on readings that are stale or bad.
 - While somebody is inside, a door is open or forced, or nobody can tell, nothing is switched: no isolation, no
   setpoint, no start. Caps, drains and orderly stops go on; they switch no circuit.
-- Isolation wants the interlock's word or a second person's.
+- Isolation wants the interlock's word or a second person's; a person ends it (RESUME of that equipment) when detectors
+  are read and say that nothing is wrong any more.
 - An actuator that is not armed is observed: what would have been done is told, and counted as not done.
 - Fire suppression is read, never driven.
 """
@@ -173,6 +174,8 @@ def _take(work: Work, request: Request) -> None:
     match request.verb:
         case Verb.UNCAP:
             _uncap(work, request)
+        case Verb.RESUME if request.target in work.isolated:
+            _release(work, request)
         case Verb.RESUME:
             _resume(work, request)
         case Verb.DRAIN | Verb.STOP:
@@ -203,6 +206,8 @@ def _find_reason(work: Work, request: Request) -> str:
         return "fire suppression is read, never driven"
     if request.verb in _SWITCHING and (lock := is_locked_out(work)) and not _is_idle_resume(work, request):
         return f"nothing is switched: {lock}"
+    if request.verb is Verb.RESUME and request.target in work.isolated:
+        return _find_reason_of_release(work, request)
     if request.verb in _OF_NODES:
         return _find_reason_of_nodes(work, request)
     if request.verb in _ISOLATIONS:
@@ -213,6 +218,18 @@ def _find_reason(work: Work, request: Request) -> str:
     if request.verb is Verb.SETPOINT:
         return _find_reason_of_setpoint(work, request)
     return _find_reason_of_site(work, request)
+
+
+def _find_reason_of_release(work: Work, request: Request) -> str:
+    """Return why an isolation stays: only a person ends it, and only when what led to it is seen to be over."""
+    if request.requester in POLICIES:
+        return "what was isolated only a person brings back"
+    causes = (Sign.LEAK, Sign.SMOKE, Sign.FIRE_RELEASED)
+    if work.signs.says(*causes):
+        return f"{request.target} stays isolated: leak, smoke or a released suppression is still told"
+    if any(work.signs.is_silent(sign) for sign in causes):
+        return f"{request.target} stays isolated: a detector is not read, so nobody can tell whether it is over"
+    return ""
 
 
 def _find_reason_of_site(work: Work, request: Request) -> str:
@@ -334,6 +351,13 @@ def _resume(work: Work, request: Request) -> None:
         left = state_of(work.nodes[node])
         reason = "" if left.value == "run" else f"others still want it to {left.value}"
         _say(work, request, ActionState.CONFIRMED, work.now_s, reason)
+
+
+def _release(work: Work, request: Request) -> None:
+    """End an isolation; the shell writes the actuator's value at rest."""
+    work.isolated.remove(request.target)
+    is_armed = any(actuator_of(verb, request.target) in work.rules.armed for verb in _ISOLATIONS)
+    _say(work, request, ActionState.SENT if is_armed else ActionState.OBSERVED, work.now_s + work.rules.valid_s)
 
 
 def _lapse(work: Work) -> None:

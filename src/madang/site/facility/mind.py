@@ -289,7 +289,7 @@ class Mind:
         if request.verb in (Verb.STOP, Verb.RESUME):
             server = server_of(model, NodeId(request.target))
             is_on = request.verb is Verb.RESUME
-            return power_command(model.points, server, is_on=is_on) if server else None
+            return power_command(model.points, server, is_on=is_on) if server else self._find_release(request)
         if request.verb is Verb.SETPOINT and request.value is not None and request.target in self._devices:
             return request.target, request.value
         if request.verb in _ISOLATIONS:
@@ -297,6 +297,13 @@ class Mind:
                 if one.kind is _ISOLATIONS[request.verb] and one.target == request.target:
                     value = one.value_high if one.value_high is not None else 1.0
                     return one.point_id, value
+        return None
+
+    def _find_release(self, request: Request) -> tuple[str, float] | None:
+        """Return what ends the isolation of a piece of equipment; None where it has no actuator for that."""
+        for one in self.world.plan.actuators:
+            if one.kind in _ISOLATIONS.values() and one.target == request.target:
+                return one.point_id, one.value_rest if one.value_rest is not None else one.value_low or 0.0
         return None
 
     async def stop(self) -> None:
