@@ -35,7 +35,9 @@ def test_all_of_it_fits_in_3_gib(healthy, record_property):
     status = healthy.madang_json("status")
     record_property("pss_bytes", status["pss_bytes"])
     assert {process["state"] for process in status["processes"]} == {"running"}
-    assert len(status["processes"]) == 20 + 3 * 2 * 2  # supervisor, programs and the plant twin; engines with their shims
+    assert (
+        len(status["processes"]) == 20 + 3 * 2 * 2
+    )  # supervisor, programs and the plant twin; engines with their shims
     assert 2**29 < status["pss_bytes"] < PSS_BYTES_MAX
 
 

