@@ -57,6 +57,27 @@ class Secured(msgspec.Struct, frozen=True):
     on_result: Callable[[str], None]
 
 
+class _Place:
+    """The place of one accepted connection; it waits until its protocol is made, and counts once."""
+
+    def __init__(self, port: Doorway, visit: Visit, on_left: Callable[[], None]) -> None:
+        self.visit = visit
+        self._port = port
+        self._on_left = on_left
+        self._is_waiting = True
+
+    def take(self) -> asyncio.Protocol:
+        """Return the protocol: from now on the port counts the connection itself."""
+        self.leave_queue()
+        return self._port.connect(self.visit)
+
+    def leave_queue(self) -> None:
+        """Wait no longer."""
+        if self._is_waiting:
+            self._is_waiting = False
+            self._on_left()
+
+
 class Acceptor:
     """One listening socket."""
 
@@ -88,6 +109,7 @@ class Acceptor:
         self._log = log
         self._secured = secured
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting = 0
         self._is_listening = self._is_failing = self._is_closed = False
         self._retry: asyncio.TimerHandle | None = None
 
@@ -141,7 +163,7 @@ class Acceptor:
             self._log.error("gateway_cannot_accept", reason=error.strerror or str(error))
 
     def _take(self, connection: socket.socket, address: object) -> None:
-        visit = self._port.enter(address, len(self._tasks))
+        visit = self._port.enter(address, self._waiting)
         if visit is not None and self._secured is not None and not visit.is_welcome:
             visit.leave()  # to be told so, it would have to be given a handshake first
             visit = None
@@ -149,7 +171,9 @@ class Acceptor:
             connection.close()
             return
         connection.setblocking(False)
-        task = self._spawn(self._adopt(connection, visit))
+        self._waiting += 1
+        place = _Place(self._port, visit, self._leave_queue)
+        task = self._spawn(self._adopt(connection, place))
         self._tasks.add(task)
         task.add_done_callback(self._on_adopted)
 
@@ -157,27 +181,31 @@ class Acceptor:
         self._tasks.discard(task)
         self.start()
 
-    async def _adopt(self, connection: socket.socket, visit: Visit) -> None:
+    def _leave_queue(self) -> None:
+        self._waiting -= 1
+
+    async def _adopt(self, connection: socket.socket, place: _Place) -> None:
         secured = self._secured
         is_adopted = False
         try:
             if secured is None:
-                await self._loop.connect_accepted_socket(lambda: self._port.connect(visit), connection)
+                await self._loop.connect_accepted_socket(place.take, connection)
                 is_adopted = True
             else:
-                is_adopted = await self._shake_hands(connection, visit, secured)
+                is_adopted = await self._shake_hands(connection, place, secured)
         except OSError:
             connection.close()  # the client has left already
         finally:
+            place.leave_queue()
             if not is_adopted:
-                visit.leave()
+                place.visit.leave()
 
-    async def _shake_hands(self, connection: socket.socket, visit: Visit, secured: Secured) -> bool:
+    async def _shake_hands(self, connection: socket.socket, place: _Place, secured: Secured) -> bool:
         """Return whether a client ended its handshake in time."""
         result = "failed"
         try:
             transport, _protocol = await self._loop.connect_accepted_socket(
-                lambda: self._port.connect(visit),
+                place.take,
                 connection,
                 ssl=secured.context(),
                 ssl_handshake_timeout=secured.handshake_timeout_s,
