@@ -166,7 +166,7 @@ SLOW, SLOW_HEAD_S = 1_000, 4.0
 
 
 def test_slow_heads_do_not_keep_others_waiting(lab: Lab, site: LabSite) -> None:
-    worker = WorkerProcess(site, connections_max=3 * SLOW, head_timeout_s=SLOW_HEAD_S)
+    worker = WorkerProcess(site, connections_max=3 * SLOW, connections_per_address_max=0, head_timeout_s=SLOW_HEAD_S)
     try:
         worker.wait_ready()
         said = uvloop.run(among_slow_ones(site))
