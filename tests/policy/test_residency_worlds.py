@@ -45,6 +45,11 @@ def test_no_violation_in_a_million_worlds() -> None:
     print(f"{tally.passed_on} handed on, {tally.refused_entry} refused at the door, {tally.refused} refused later")
 
 
+def test_a_policy_that_is_narrowed_keeps_its_scope() -> None:
+    """A world in which the serving site holds other facts of itself: names of sites alone let it serve abroad."""
+    assert run_world(541_666, Tally()) == []
+
+
 Rule = Callable[[Residency, DataClass, Site], bool]
 allowed, graded = residency.is_allowed, residency.is_graded_for
 

@@ -7,6 +7,8 @@ is parsed. Pure but for its arguments; the tenants' port calls it first of all.
 import hashlib
 import re
 
+import msgspec
+
 from madang.core import KeyId, ProjectId, SiteId
 from madang.gateway.feed import Caller, Desired
 from madang.model import ApiKey, DataClass, Residency, ResidencyScope, Tenant
@@ -108,13 +110,22 @@ def _narrower(desired: Desired, first: Residency, second: Residency) -> Residenc
     """Return what both allow. They differ only while a change is on its way; until then the stricter one holds."""
     if first == second:
         return first
+    is_transit_granted = first.is_transit_granted and second.is_transit_granted
+    if ResidencyScope.ANY in (first.scope, second.scope):
+        other = second if first.scope is ResidencyScope.ANY else first
+        return msgspec.structs.replace(other, is_transit_granted=is_transit_granted)
+    if first.scope is second.scope:
+        both = tuple(sorted(set(first.places) & set(second.places)))
+        return Residency(scope=first.scope, places=both, is_transit_granted=is_transit_granted)
+    # Two kinds of scope have only the names of sites in common, and names say no nation: a site that holds other facts
+    # of itself than this one could not notice. So it is the last resort.
     # By scope alone, for which class `open` stands: whoever uses the result narrows it by the class.
     sites = desired.sites.values()
     places = allowed_sites(first, DataClass.OPEN, sites) & allowed_sites(second, DataClass.OPEN, sites)
     return Residency(
         scope=ResidencyScope.SITES,
         places=tuple(sorted(places)),
-        is_transit_granted=first.is_transit_granted and second.is_transit_granted,
+        is_transit_granted=is_transit_granted,
     )
 
 
