@@ -28,7 +28,7 @@ import platform, sys, sysconfig
 is_stated = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
 # Distributions build with PGO and LTO by rules of their own, which sysconfig does not show.
 built = "with PGO" if is_stated else "the distribution's build" if sys.base_prefix == "/usr" else "built without PGO"
-print(platform.python_version(), f"({sys.base_prefix}, {built})")
+print(platform.python_version(), f"({built})")
 """
 
 
