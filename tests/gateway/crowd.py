@@ -111,6 +111,15 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+async def leave(clients: Sequence[Client]) -> None:
+    """Close connections, and wait until the loop has let go of them: one that is left would fail the test."""
+    for client in clients:
+        client.transport.abort()
+    async with asyncio.timeout(60):
+        while not all(client.is_lost for client in clients):
+            await asyncio.sleep(0.01)
+
+
 class Slow(Client):
     """Sends a head a byte at a time and never ends it; `lives_s` are how long each was let."""
 
@@ -160,8 +169,7 @@ class SlowCrowd:
             if len(self.clients) >= self.count:
                 self.is_here.set()
             await asyncio.sleep(gap_s)
-        for client in self.clients:
-            client.transport.abort()
+        await leave(self.clients)
 
     def _drip(self, clients: list[Slow]) -> None:
         for client in clients:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import uvloop
 from tests.gateway.certificates import Root
-from tests.gateway.crowd import Asker, Reader, SlowCrowd, ask_all, connect, percentile, time_requests
+from tests.gateway.crowd import Asker, Reader, SlowCrowd, ask_all, connect, leave, percentile, time_requests
 from tests.gateway.lab import CHAT, CITY, Lab, LabSite, wait_until
 from tests.gateway.raw import chat_body, post
 from tests.gateway.test_tls import hold_secure_sockets
@@ -195,6 +195,7 @@ async def among_slow_ones(site: LabSite) -> str:
         assert crowd.lost_untold == 0, "each was told 408"
         pairs.append((calm_s, slow_s))
         lives_s += crowd.lives_s
+    await leave(askers)
     ratio = percentile([slow_s / calm_s for calm_s, slow_s in pairs], 0.5)
     said = f"p99 without and with {SLOW} slow heads: " + ", ".join(f"{c * 1e3:.1f}/{s * 1e3:.1f} ms" for c, s in pairs)
     assert max(lives_s) < SLOW_HEAD_S + 1.5, "a head has its time and no more"
