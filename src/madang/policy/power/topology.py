@@ -14,6 +14,7 @@ import msgspec
 
 from madang.core import NodeId, SiteId
 from madang.model import EdgeKind, Equipment, EquipmentKind, Point, Quantity, SiteModel
+from madang.policy.facility.limits import POWER_FACTOR_ASSUMED
 from madang.policy.power.signs import Reading, list_readings
 
 K = EquipmentKind
@@ -124,11 +125,16 @@ def bear_ratio(seconds: float) -> float:
 
 
 def rating_of(equipment: Equipment) -> float | None:
-    """Return what it may carry continuously, in watts: the least of what its name plate says."""
+    """Return what it may carry continuously, in watts: the least of what its name plate says.
+
+    Volt-amperes and amperes carry less than as many watts; the power factor is the one that headroom assumes.
+    """
     ratings = equipment.ratings
-    found = [value for value in (ratings.power_w, ratings.apparent_va) if value]
+    found = [ratings.power_w] if ratings.power_w else []
+    if ratings.apparent_va:
+        found.append(ratings.apparent_va * POWER_FACTOR_ASSUMED)
     if ratings.current_a and ratings.voltage_v:
-        found.append(ratings.current_a * ratings.voltage_v * ratings.phases)
+        found.append(ratings.current_a * ratings.voltage_v * ratings.phases * POWER_FACTOR_ASSUMED)
     return min(found) if found else None
 
 
