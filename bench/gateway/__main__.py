@@ -14,10 +14,12 @@ import uvloop
 from bench.gateway.loads import until_answered
 from bench.gateway.measure import LOADS, Apart, Measured, Upstream, measure, measure_apart, split_forwarder
 from bench.gateway.peers import START_S, Direct, HaProxy, LiteLlm, Peer, Splice, VllmRouter, request_bytes
-from bench.gateway.process import LOAD_CORE, Program, free_port
+from bench.gateway.process import LOAD_CORE, Program
 from bench.gateway.report import NULL_METERING, OURS, Facts, find_facts, judge, print_report, write_json, write_page
 from bench.gateway.site import ROOT, Ours, Site
 from rich.console import Console
+
+from madang.testing.ports import free_port
 
 TURNS = 3
 VENVS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "madang" / "bench"

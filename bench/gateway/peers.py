@@ -13,9 +13,11 @@ from typing import Protocol
 
 import msgspec
 from bench.gateway.loads import Load
-from bench.gateway.process import PEER_CORE, Program, free_port, tree
+from bench.gateway.process import PEER_CORE, Program, tree
 from bench.gateway.tls import make_certificate
 from bench.gateway.upstream import MODEL
+
+from madang.testing.ports import free_port
 
 KEY = "mdg_bench_0000000000000000000000000000000000000000000"
 START_S = 90.0

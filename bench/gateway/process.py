@@ -1,10 +1,7 @@
 """Programs that the bench starts: on which core they run, what they used of it, and their end."""
 
-import contextlib
 import os
-import secrets
 import signal
-import socket
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -96,13 +93,3 @@ def usage_of(pids: Iterable[int]) -> Usage:
         ticks += int(fields[11]) + int(fields[12])
         pages += int(fields[21])
     return Usage(ticks * _TICK_S, pages * os.sysconf("SC_PAGESIZE") / 2**20)
-
-
-def free_port() -> int:
-    """Return a port that nobody has, below those that the system hands to outgoing connections of the load itself."""
-    for _ in range(200):
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("no free port in 200 tries")

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from bench.gateway.node import CHIP_KIND
 from bench.gateway.peers import Carrier
-from bench.gateway.process import LOAD_CORE, PEER_CORE, Program, free_port, tree
+from bench.gateway.process import LOAD_CORE, PEER_CORE, Program, tree
 from bench.gateway.tls import make_certificate
 
 import madang
@@ -48,6 +48,7 @@ from madang.runtime.files import write_secret
 from madang.runtime.nats import nats_server_path
 from madang.site.bootstrap import gateway_token_file, prepare_site
 from madang.site.settings import NodeLink, SiteSettings
+from madang.testing.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE, TENANT, SERVICE = "bench", TenantId("bench-tenant"), ServiceName("synthetic")

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from bench.gateway.process import free_port
 from bench.gateway.site import SITE, is_answering, make_facts
 from tests.e2e.embedded import wait_for
 
@@ -34,6 +33,7 @@ from madang.runtime.process import ProcessRef, is_alive
 from madang.runtime.supervision import ProcessSpec, encode_specs
 from madang.site.bootstrap import gateway_token_file, prepare_site
 from madang.site.settings import NodeLink, SiteSettings
+from madang.testing.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2

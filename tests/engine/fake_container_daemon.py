@@ -18,7 +18,7 @@ import urllib.parse
 
 import h11
 
-from madang.testing.engine_contract import free_port
+from madang.testing.ports import free_port
 
 KNOWN = {
     "Image",

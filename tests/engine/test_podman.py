@@ -20,7 +20,8 @@ from madang.engine.container_plan import ContainerLaunch
 from madang.engine.contract import Verdict
 from madang.engine.furiosa_llm import driver as furiosa_llm
 from madang.engine.settings import EngineRuntime, RuntimeKind
-from madang.testing.engine_contract import HOST, KEY, RunningEngine, free_port, make_request
+from madang.testing.engine_contract import HOST, KEY, RunningEngine, make_request
+from madang.testing.ports import free_port
 
 NPU = ("npu:0",)
 BODY = {"messages": [{"role": "user", "content": "hi"}]}

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import socket
 
 import msgspec
 import pytest
@@ -15,15 +14,10 @@ from madang.facility.profile import load_profile
 from madang.facility.roster import make_driver
 from madang.model import Quality
 from madang.testing.facility_contract import HANG_S, StandingClock
+from madang.testing.ports import free_port
 
 pytestmark = pytest.mark.peer
 app_module = pytest.importorskip("bacpypes3.ipv4.app")
-
-
-def free_port():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @contextlib.asynccontextmanager

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.facility.facility_parts import PeerServer, TwinRun, find_tool, peer_python, run_tool
-from tests.facility.redfish_parts import free_port, listens, running_quietly
+from tests.facility.redfish_parts import listens, running_quietly
 from tests.facility.test_mqtt import COOLING, COOLING_DEVICE, PLUG, PLUG_DEVICE
 
 from madang.facility.contract import Secret
@@ -21,6 +21,7 @@ from madang.facility.profile import Profile, load_profile
 from madang.facility.roster import make_driver
 from madang.model import Quality
 from madang.testing.facility_contract import HANG_S, StandingClock
+from madang.testing.ports import free_port
 
 pytestmark = pytest.mark.peer
 EDGE_NODE = """

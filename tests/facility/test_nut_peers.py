@@ -12,7 +12,6 @@ from tests.facility.redfish_parts import (
     device_of,
     driver_on,
     find_tool,
-    free_port,
     read,
     run_tool,
     running,
@@ -21,6 +20,7 @@ from tests.facility.redfish_parts import (
 
 from madang.model import Quality
 from madang.testing.facility_contract import HANG_S
+from madang.testing.ports import free_port
 
 pytestmark = pytest.mark.peer
 UPSD = Path("/lib/nut/upsd")

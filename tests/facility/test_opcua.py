@@ -100,7 +100,7 @@ def make_certificate(folder, name):
 
 @pytest.mark.deep
 def test_a_session_is_signed_and_encrypted_to_the_server_that_is_named(tmp_path):
-    from tests.facility.redfish_parts import free_port
+    from madang.testing.ports import free_port
 
     ours, server, other = (make_certificate(tmp_path, name) for name in ("site", "server", "other"))
     port = free_port()

@@ -16,7 +16,6 @@ from tests.facility.redfish_parts import (
     device_of,
     driver_on,
     find_peer,
-    free_port,
     listens,
     read,
     run_tool,
@@ -26,6 +25,7 @@ from tests.facility.redfish_parts import (
 from madang.core import Rejected
 from madang.model import Quality
 from madang.testing.facility_contract import HANG_S
+from madang.testing.ports import free_port
 
 PARTS = {
     "bmc": ({"drive0": "drive_a", "drive3": "drive_d"}, BMC),

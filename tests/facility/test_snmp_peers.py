@@ -4,7 +4,6 @@ import asyncio
 import bz2
 import os
 import re
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.facility.test_snmp import COMMUNITY, PDU, UPS, USER
 from madang.facility.contract import Secret
 from madang.model import Quality
 from madang.testing.facility_contract import HANG_S
+from madang.testing.ports import free_port
 
 pytestmark = pytest.mark.peer
 
@@ -50,9 +50,7 @@ def snmpsim(tmp_path_factory):
         packed = Path(f"{source}/{kind}/{name}.snmprec.bz2")
         data = bz2.decompress(packed.read_bytes()) if packed.exists() else packed.with_suffix("").read_bytes()
         (folder / "data" / f"{name}.snmprec").write_bytes(data)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as trial:
-        trial.bind(("127.0.0.1", 0))
-        port = trial.getsockname()[1]
+    port = free_port()
     command = [python.parent / "snmpsim-command-responder", f"--cache-dir={folder}/cache", "--logging-method=null"]
     if os.geteuid() == 0:
         command += ["--process-user=root", "--process-group=root"]

@@ -15,17 +15,12 @@ from madang.federation.relay import Relay, read_modes, send_command
 from madang.federation.relay_settings import LinkMode, RelayLink, RelaySettings, WanCommand
 from madang.runtime.clock import SystemClock
 from madang.runtime.telemetry import EventLog
+from madang.testing.ports import free_port
 
 pytestmark = pytest.mark.peer
 
 HOST = "127.0.0.1"
 LIMIT_S = 60.0
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
 
 
 async def until(condition):

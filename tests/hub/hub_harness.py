@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import secrets
 import socket
 import subprocess
 from pathlib import Path
@@ -24,21 +23,12 @@ from madang.runtime.bus import Bus, BusLogin
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.nats import SiteNats, nats_server_path, render_site_conf
 from madang.runtime.telemetry import EventLog
+from madang.testing.ports import free_port
 from madang.wire import bus as wire
 
 TOKEN = "test-admin-token"
 DEADLINE_S = 60.0
 """When a wait is given up: it tells a hang from a slow machine, so it is far beyond what anything takes."""
-
-
-def free_port():
-    """Return a port that nobody has, below those that the system hands out to outgoing connections."""
-    for _ in range(200):
-        port = 20000 + secrets.randbelow(12000)
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no free port in 200 tries")
 
 
 async def until(condition, what, deadline_s=DEADLINE_S):

@@ -23,7 +23,7 @@ from madang.node.__main__ import main as run_node
 from madang.node.bootstrap import list_engines, stop_engines
 from madang.node.records import read_engine_record, replica_folder
 from madang.node.settings import NodeSettings
-from madang.testing.engine_contract import free_port
+from madang.testing.ports import free_port
 from madang.wire.node_api import NodeObserved, NodePlan
 
 WAIT_S = 60.0  # only ever reached by a failure, or on a machine that does much else

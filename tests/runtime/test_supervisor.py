@@ -20,6 +20,7 @@ from madang.runtime.process import is_alive, make_ref
 from madang.runtime.supervision import ListenSpec, ProcessSpec, RestartPolicy
 from madang.runtime.supervisor import Supervisor, describe_exit, probe_url
 from madang.runtime.telemetry import EventLog
+from madang.testing.ports import free_port
 
 pytestmark = pytest.mark.peer
 
@@ -90,12 +91,6 @@ def ref_of(tmp_path, name):
 def restarted(tmp_path, name, old):
     ref = ref_of(tmp_path, name)
     return ref if ref is not None and ref != old else None
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_killed_process_is_started_again_at_once(tmp_path):

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import socket
 from pathlib import Path
 
 import msgspec
@@ -18,6 +17,7 @@ from madang.runtime.telemetry import EventLog
 from madang.sim.plant.faults import PlantFault, apply_fault
 from madang.sim.plant.program import SimulatedSite, read_utilisation
 from madang.sim.plant.settings import PlantSite
+from madang.testing.ports import free_port
 
 pytestmark = pytest.mark.peer
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -26,12 +26,6 @@ SECRETS = {
     "bmc": 'user = "root"\n[words]\npassword = "p"\n',
     "pdu": 'user = "apc"\n[words]\ncommunity = "public"\npassword = "p"\n',
 }
-
-
-def free_port(kind=socket.SOCK_STREAM):
-    with socket.socket(socket.AF_INET, kind) as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def here(text: str) -> str:
@@ -83,8 +77,8 @@ def test_every_point_of_the_container_is_answered_over_its_own_protocol(containe
     cooler = next(iter(site.plant.room.units))
 
     async def play():
-        await site.start()
         try:
+            await site.start()
             calm = await read_all(file, folder)
             for kind, target in (("utility_lost", ""), ("leak", leak), ("cooling_lost", cooler)):
                 apply_fault(site.plant, PlantFault(kind=kind, target=target))

@@ -11,12 +11,13 @@ import subprocess
 import sys
 
 import httpx
-from tests.hub.hub_harness import NatsProcess, enrol, free_port, make_bus, until
+from tests.hub.hub_harness import NatsProcess, enrol, make_bus, until
 
 from madang.federation.toml_text import render_toml
 from madang.runtime.files import read_secret
 from madang.site.bootstrap import SITE_USER, install_creds, password_file, prepare_site
 from madang.site.settings import SiteSettings
+from madang.testing.ports import free_port
 from madang.wire.feed import LIVE_FILE, SNAPSHOT_FILE, decode_live, decode_snapshot
 
 SITE_TOKEN = "test-site-token"

@@ -8,7 +8,7 @@ import secrets
 import httpx
 import pytest
 from tests.gateway.certificates import Root
-from tests.hub.hub_harness import free_port, until
+from tests.hub.hub_harness import until
 from tests.node.artifact_sources import file_of
 from tests.runtime.artifact_lab import CHUNK, cut
 from tests.runtime.test_artifact_serving import PRIVATE, PUBLIC, fill
@@ -26,6 +26,7 @@ from madang.runtime.telemetry import EventLog
 from madang.site.artifacts import SiteArtifacts, choose_wanted
 from madang.site.nodes import NodeBook
 from madang.site.settings import NodeLink, SiteSettings
+from madang.testing.ports import free_port
 from madang.wire.artifacts import Manifest, sign_manifest
 from madang.wire.feed import Peer, PeerSession
 from madang.wire.node_api import NodeObserved

@@ -6,12 +6,13 @@ import signal
 import socket
 
 import pytest
-from tests.hub.hub_harness import free_port, running_hub, until
+from tests.hub.hub_harness import running_hub, until
 from tests.site.site_harness import RealSite, running_sites
 from tests.site.usage_files import Worker, records
 
 from madang.site.app import main
 from madang.site.bootstrap import identity_file
+from madang.testing.ports import free_port
 
 pytestmark = pytest.mark.peer
 

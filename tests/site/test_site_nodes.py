@@ -5,7 +5,7 @@ import contextlib
 import io
 
 import pytest
-from tests.hub.hub_harness import free_port, running_hub, until
+from tests.hub.hub_harness import running_hub, until
 from tests.site.site_harness import running_sites
 
 from madang.core import ChipId, Conflict, NodeId
@@ -18,6 +18,7 @@ from madang.runtime.store import open_engine, sqlite_url
 from madang.runtime.telemetry import EventLog
 from madang.site.audit import find_break
 from madang.site.settings import NodeLink
+from madang.testing.ports import free_port
 from madang.wire.node_api import NodePlan
 
 pytestmark = pytest.mark.peer

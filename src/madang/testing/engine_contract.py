@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,17 +20,11 @@ import httpx
 
 from madang.engine.contract import EngineDriver, EngineReading, LaunchRequest, Verdict
 from madang.model import ReplicaSpec
+from madang.testing.ports import free_port
 
 HOST = "127.0.0.1"
 KEY = "engine-key-of-a-test"
 _POLL_S = 0.02
-
-
-def free_port() -> int:
-    """Return a port that nobody listened on a moment ago."""
-    with socket.socket() as trial:
-        trial.bind((HOST, 0))
-        return int(trial.getsockname()[1])
 
 
 class RunningEngine:
