@@ -1,5 +1,7 @@
 """Causes and what follows from them: mains, cooling, leak, smoke, peaks."""
 
+import itertools
+
 import msgspec
 from tests.policy.power.oracle_world import BATTERY_WH, LEAST_W, NODES, SINGLE
 from tests.policy.power.power_site import TOPOLOGY, Site
@@ -218,3 +220,34 @@ def test_a_feed_above_its_planned_load_is_relieved_by_the_less_urgent():
     assert caps["n1"] >= int(drawn["n1"])
     saved_w = sum(drawn[node] - caps[node] for node in caps)
     assert saved_w >= 7600.0 - 0.95 * 7200.0
+
+
+def test_a_level_that_takes_its_own_sign_away_comes_back_ever_more_rarely():
+    site = calm_site()
+    site.world.has_cooling = False
+    site.run(1)
+    view = site.world.view(site.envelope)
+    signs = read_all_signs(view, TOPOLOGY)
+    rules = ThermalRules()
+    memory, entries, before = ThermalMemory(), [], 0
+    for second in range(4 * 3600):
+        # The cap of level 2 gives the room all the time there is; without it the limit is a minute away.
+        time_s = 86_400.0 if memory.level >= 2 else 60.0
+        known = {
+            "thermal_margin_k": Fact(value=8.0, quality=Quality.GOOD),
+            "time_to_limit_s": Fact(value=time_s, quality=Quality.GOOD),
+        }
+        now = msgspec.structs.replace(view, now_s=view.now_s + second, **known)
+        memory, _ = propose_thermal(memory, now, signs, TOPOLOGY, rules)
+        if memory.level > before:
+            entries.append(second)
+        before = memory.level
+    gaps = [later - earlier for earlier, later in itertools.pairwise(entries)]
+    assert gaps[0] <= rules.calm_s + 5.0
+    assert all(later >= min(1.9 * earlier, rules.calm_s_max) for earlier, later in itertools.pairwise(gaps))
+    assert len(entries) <= 10
+
+    memory, _ = propose_thermal(
+        memory, now, read_all_signs(calm_site().world.view(site.envelope), TOPOLOGY), TOPOLOGY, rules
+    )
+    assert memory.wait_s == 0.0, "with the end of the cause the waits are short again"

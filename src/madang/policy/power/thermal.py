@@ -13,10 +13,12 @@ Owns the proposer `thermal`. Refuses to act. Called once a second with everythin
     5     | margin < -3 K                                             | all stopped: equipment is in danger
 
 Where it was bad when the margin became unknown, the level rises every `blind_s`, to 4. A level is entered at once and
-left downwards, one at a time, when the margin is 1.5 K better than where it was entered and has been so for `calm_s`,
-with the cause gone. Two thresholds, the less urgent first, is what POLCA (arXiv 2308.12908) does with frequencies. At
-10 kW a rack the inlet passes its limit tens of seconds after a compressor stops (engineering estimate), hence the cause
-and not the inlet. Air inlets stay below 35 degrees (ASHRAE class A2) with the limit at 32.
+left downwards, one at a time, when the margin is 1.5 K better than where it was entered and has been so for `calm_s`.
+What a level saves also takes its own sign away: a capped room has time again, until the cap is gone. So one that comes
+back within the wait after another was left is held twice as long as that, up to `calm_s_max`, until the cause is gone.
+Two thresholds, the less urgent first, is what POLCA (arXiv 2308.12908) does with frequencies. At 10 kW a rack the
+inlet passes its limit tens of seconds after a compressor stops (engineering estimate), hence the cause and not the
+inlet. Air inlets stay below 35 degrees (ASHRAE class A2) with the limit at 32.
 """
 
 import msgspec
@@ -41,6 +43,8 @@ class ThermalRules(msgspec.Struct, frozen=True, kw_only=True):
         flow_ratio: of a rated flow below which it counts as lost.
         supply_c_max: a supply warmer than this is a cause.
         clinical_part: of the name plate, at level 2.
+        calm_s: how long it has to be better before a level is left.
+        calm_s_max: the longest that becomes where levels come back.
         blind_s: how long nobody may know the margin before the worst is taken to be on its way.
     """
 
@@ -48,6 +52,7 @@ class ThermalRules(msgspec.Struct, frozen=True, kw_only=True):
     times_s: tuple[float, ...] = (0.0, 120.0, 30.0, 0.0, 0.0)
     hysteresis_k: float = 1.5
     calm_s: float = 120.0
+    calm_s_max: float = 3600.0
     flow_ratio: float = 0.2
     supply_c_max: float = 27.0
     clinical_part: float = 0.7
@@ -55,13 +60,22 @@ class ThermalRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ThermalMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """The level, since when it could be one lower, since when nobody knows the margin and which level was then."""
+    """The level, since when it could be one lower, since when nobody knows the margin and which level was then.
+
+    Attributes:
+        left_s: when a level was last left.
+        wait_s: how long it has to be better now; 0 for the rules' own.
+        has_cause: whether something was wrong with the cooling at the last look.
+    """
 
     level: int = 0
     calm_s: float | None = None
     reason: str = ""
     unknown_s: float | None = None
     unknown_level: int = 0
+    left_s: float | None = None
+    wait_s: float = 0.0
+    has_cause: bool = False
 
 
 def propose_thermal(
@@ -77,12 +91,25 @@ def propose_thermal(
             memory = msgspec.structs.replace(memory, unknown_s=view.now_s, unknown_level=memory.level)
         is_unread = signs.is_silent(Sign.COOLING_LOST)
         level = _find_blind_level(memory, view, rules, has_cause=bool(cause), is_unread=is_unread)
+    if memory.has_cause and not cause:
+        memory = msgspec.structs.replace(memory, wait_s=0.0, left_s=None)
+    memory = msgspec.structs.replace(memory, has_cause=bool(cause))
     if level >= memory.level and level > 0:
         reason = cause or memory.reason or _DEFAULT_REASON
+        if level > memory.level:
+            memory = msgspec.structs.replace(memory, wait_s=_next_wait_s(memory, view, rules))
         memory = msgspec.structs.replace(memory, level=level, calm_s=None, reason=reason)
     elif memory.level > 0:
         memory = _calm_down(memory, view, level, rules)
     return memory, _ask(memory, view, topology, rules)
+
+
+def _next_wait_s(memory: ThermalMemory, view: View, rules: ThermalRules) -> float:
+    """Return how long it has to be better before the level that is entered now is left."""
+    wait_s = memory.wait_s or rules.calm_s
+    if memory.left_s is None or view.now_s - memory.left_s >= wait_s:
+        return rules.calm_s
+    return min(2.0 * wait_s, rules.calm_s_max)
 
 
 def find_cause(view: View, signs: Signs, topology: Topology, rules: ThermalRules) -> str:
@@ -146,9 +173,9 @@ def _calm_down(memory: ThermalMemory, view: View, level: int, rules: ThermalRule
     if not is_better:
         return msgspec.structs.replace(memory, calm_s=None)
     since_s = view.now_s if memory.calm_s is None else memory.calm_s
-    if view.now_s - since_s < rules.calm_s:
+    if view.now_s - since_s < (memory.wait_s or rules.calm_s):
         return msgspec.structs.replace(memory, calm_s=since_s)
-    return msgspec.structs.replace(memory, level=memory.level - 1, calm_s=None)
+    return msgspec.structs.replace(memory, level=memory.level - 1, calm_s=None, left_s=view.now_s)
 
 
 def _ask(memory: ThermalMemory, view: View, topology: Topology, rules: ThermalRules) -> list[Request]:
