@@ -19,7 +19,8 @@ def madang(tmp_path):
     """Run the command with nothing of the caller's environment."""
 
     def run(*words, env=None):
-        clean = {"MADANG_HUB_URL": None, "MADANG_ADMIN_TOKEN": None, "MADANG_STATE": str(tmp_path / "state")}
+        unset = dict.fromkeys(("MADANG_HUB_URL", "MADANG_SITE_URL", "MADANG_ADMIN_TOKEN"))
+        clean = {**unset, "MADANG_STATE": str(tmp_path / "state")}
         return CliRunner().invoke(app, words, env={**clean, **(env or {})}, prog_name="madang")
 
     return run

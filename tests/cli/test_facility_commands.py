@@ -57,6 +57,19 @@ def answered(site, path, value, *words):
     return text
 
 
+def test_an_operator_on_the_spot_names_site_and_token_without_a_state_folder(hub, madang):
+    hub.answers["GET", "/api/v1/facility"] = (200, FACILITY)
+    words = ("facility", "show", "--site", "daegu", "--json")
+    by_option = madang(*words, "--site-url", hub.url, "--token", hub.token)
+    by_environment = madang(*words, env={"MADANG_SITE_URL": hub.url, "MADANG_ADMIN_TOKEN": hub.token})
+    assert json.loads(by_option.stdout) == json.loads(by_environment.stdout) == FACILITY
+    without = madang(*words, "--site-url", hub.url)
+    assert without.exit_code == 1
+    assert "asks for its own admin token" in without.stderr
+    assert "MADANG_ADMIN_TOKEN" in without.stderr
+    assert "--site-url" in madang(*words).stderr, "who has neither is told both ways"
+
+
 # What is shown
 
 

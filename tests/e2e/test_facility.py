@@ -6,13 +6,16 @@ played with the WAN whole and cut; cut off, the site's own admin API is all ther
 """
 
 import contextlib
+import json
+import os
 import signal
+import subprocess
 import time
 
 import httpx
 import psutil
 import pytest
-from tests.e2e.embedded import Embedded, wait_for
+from tests.e2e.embedded import MADANG, Embedded, wait_for
 
 pytestmark = [pytest.mark.federation, pytest.mark.model]
 
@@ -374,3 +377,47 @@ def test_a_site_program_that_hangs_leaves_an_envelope_that_runs_out_and_gateways
     finally:
         program.send_signal(signal.SIGCONT)
     wait_for("batch is served", lambda: scene.is_served_here("batch"), 120, every_s=1.0)
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(LONG_S)
+@pytest.mark.parametrize("scene", [pytest.param(("gwangju", True), id="gwangju-cut")], indirect=True)
+def test_an_operator_on_the_spot_works_cut_off_with_the_sites_own_credential(scene, tmp_path):
+    entry = next(one for one in scene.federation.credentials["sites"] if one["name"] == scene.site)
+    ours = {"MADANG_SITE_URL": entry["admin_url"], "MADANG_ADMIN_TOKEN": entry["admin_token"]}
+    environ = os.environ | ours | {"MADANG_STATE": str(tmp_path), "NO_COLOR": "1", "COLUMNS": "200"}
+
+    def madang(*words):
+        words = (MADANG, *words, "--site", scene.site, "--json")
+        done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if done.stdout.strip() else None
+
+    shown = madang("facility", "show")
+    assert all(shown[name]["value"] is not None for name in ("pue", "headroom_w", "runtime_s", "thermal_margin_k"))
+    scene.fault("door_forced", "door")
+    wait_for("the alarm", lambda: "door/door_forced" in scene.alarms(), 60, every_s=0.3)
+    (alarm,) = [row for row in madang("alarm", "list")["alarms"] if row["key"]["condition"] == "door_forced"]
+    madang("alarm", "acknowledge", alarm["alarm"].partition("/")[2], "--who", "kim")
+    scene.mend("door_forced", "door")
+    madang("node", "drain", scene.node, "--reason", "a fan is changed")
+    wait_for("its engines have ended", lambda: not scene.federation.engines(scene.site, "madang-chat"), 120, every_s=1)
+    assert scene.ask("interactive").status_code == 503, "cut off, there is nobody else"
+    madang("node", "uncordon", scene.node)
+    wait_for("it serves again", lambda: scene.is_served_here("interactive"), 300, every_s=1.0)
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(2 * LONG_S)
+@on("gwangju")
+def test_a_reading_that_stands_still_is_doubted(scene):
+    scene.misbehave("meter", "stuck")
+
+    def doubted() -> list[dict]:
+        rows = scene.get("facility/points?equipment=meter")
+        return [row for row in rows if row["quality"] == "uncertain" and row["reason"]]
+
+    wait_for("what stands still is doubted", doubted, LONG_S, every_s=2.0)
+    assert scene.envelope["shed_from"] is None
+    scene.misbehave("meter")
+    wait_for("it is believed again", lambda: not doubted(), 300, every_s=1.0)

@@ -29,12 +29,24 @@ TokenOption = Annotated[
     str | None,
     typer.Option("--token", envvar="MADANG_ADMIN_TOKEN", help="Its admin token.", metavar="TOKEN", show_default=False),
 ]
+SiteUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--site-url", envvar="MADANG_SITE_URL", help="Admin API of the --site, with its own --token.", metavar="URL"
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 SiteOption = Annotated[
     str | None,
     typer.Option("--site", help="Ask this site's own admin API: works while it is cut off.", metavar="SITE"),
 ]
-_SHARED: dict[str, Any] = {"state": StateOption, "hub_url": HubUrlOption, "token": TokenOption, "is_json": JsonOption}
+_SHARED: dict[str, Any] = {
+    "state": StateOption,
+    "hub_url": HubUrlOption,
+    "site_url": SiteUrlOption,
+    "token": TokenOption,
+    "is_json": JsonOption,
+}
 
 
 class Access:
@@ -45,10 +57,13 @@ class Access:
         is_json: print JSON.
     """
 
-    def __init__(self, *, state: Path | None, hub_url: str | None, token: str | None, is_json: bool) -> None:
+    def __init__(
+        self, *, state: Path | None, hub_url: str | None, site_url: str | None, token: str | None, is_json: bool
+    ) -> None:
         self.state = state
         self.is_json = is_json
         self._hub_url = hub_url
+        self._site_url = site_url
         self._token = token
 
     @property
@@ -71,7 +86,8 @@ class Access:
         if found is None:
             raise Rejected(
                 f"there is no federation in {self.state_dir}",
-                next_step="start one with: madang up; or name one with --state, or with --hub-url and --token",
+                next_step="start one with: madang up; or name one with --state, with --hub-url and --token, "
+                "or a site with --site, --site-url and --token",
             )
         return found
 
@@ -98,9 +114,16 @@ class Access:
         return self._hub_url or self.credentials().hub_url, self._token
 
     def site(self, name: str) -> "AdminClient":
-        """Return a client of a site's own admin API; its URL and token come from the state folder."""
+        """Return a client of a site's own admin API; URL and token are those given, else of the state folder."""
         from madang.runtime.admin_client import AdminClient
 
+        if self._site_url is not None:
+            if self._token is None:
+                raise Rejected(
+                    f"the site at {self._site_url} asks for its own admin token",
+                    next_step="pass --token or set MADANG_ADMIN_TOKEN",
+                )
+            return AdminClient(self._site_url, self._token, name=f"site {name}")
         known = self.credentials()
         token = known.token_of(name)
         urls = {site.name: site.admin_url for site in known.sites}
