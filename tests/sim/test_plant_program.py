@@ -10,12 +10,13 @@ import pytest
 from madang.facility.contract import Secret
 from madang.facility.roster import make_driver
 from madang.facility.site_file import load_site_file
-from madang.model import Quality
+from madang.model import Quality, Quantity
 from madang.runtime.clock import SystemClock
 from madang.runtime.device_secrets import find_secret
 from madang.runtime.telemetry import EventLog
 from madang.sim.plant.faults import PlantFault, apply_fault
 from madang.sim.plant.program import SimulatedSite, read_utilisation
+from madang.sim.plant.reading import DevicePort
 from madang.sim.plant.settings import PlantSite
 from madang.testing.ports import free_port
 
@@ -113,3 +114,26 @@ def test_the_load_of_a_server_is_what_its_nodes_metrics_say() -> None:
     assert read_utilisation(text) == 0.75
     assert read_utilisation('madang_node_chip_utilisation_ratio{chip="a"} NaN\n') == 0.0
     assert read_utilisation("") == 0.0
+
+
+def test_nothing_that_is_judged_by_standing_still_stands_still_in_a_quiet_plant(container) -> None:
+    site, file, _ = container
+    judged = {
+        (device.device_id, spec.name): spec
+        for device in file.devices
+        for spec in file.profiles[device.device_id].points
+        if spec.still_s > 0.0 and spec.quantity is not Quantity.ENERGY
+    }
+    ports = {
+        device.device_id: DevicePort(site.plant, device, file.profiles[device.device_id]) for device in file.devices
+    }
+    shown: dict[tuple[str, str], set[int]] = {key: set() for key in judged}
+    for _ in range(60):
+        site.plant.step(10.0)
+        for (device_id, name), spec in judged.items():
+            value = ports[device_id].get(name)
+            if value is not None:
+                shown[device_id, name].add(round(value / (spec.scale or 1.0)))
+    moved = {key: len(values) > 1 for key, values in shown.items() if values and values != {0}}
+    assert moved
+    assert all(moved.values()), [key for key, is_so in moved.items() if not is_so]

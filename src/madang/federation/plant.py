@@ -138,7 +138,7 @@ kind = "interlock"
 [device.meter]
 driver = "modbus"
 address = "{host}:{meter}"
-profile = "meter_three_phase"
+profile = "meter_single_phase"
 equipment = "meter"
 poll_s = 1
 is_simulated = true

@@ -5,6 +5,7 @@ to know protocols. Values are in the point's unit; a state is the number that th
 """
 
 import math
+import zlib
 from collections.abc import Callable
 
 from madang.core import Rejected
@@ -22,6 +23,15 @@ WORN = 0.6
 """Health at which a battery is to be replaced; makers say 60 to 80 %."""
 BATTERY_VOLT_FULL = 273.0
 """Of a string of 20 blocks of 12 V on float charge."""
+WANDER_K = 0.15
+WANDER_PARTS = {
+    Quantity.VOLTAGE: 0.005,
+    Quantity.FREQUENCY: 0.0003,
+    Quantity.POWER: 0.003,
+    Quantity.CURRENT: 0.003,
+    Quantity.FLOW: 0.01,
+}
+"""By how much what is measured wanders around what is, within the classes of usual sensors. Engineering estimate."""
 
 
 class DevicePort:
@@ -29,6 +39,7 @@ class DevicePort:
 
     def __init__(self, plant: Plant, device: Device, profile: Profile) -> None:
         self._plant = plant
+        self._device_id = device.device_id
         self._points: dict[str, tuple[str, PointSpec]] = {}
         for spec in profile.points:
             point_id = spec.point_id(device.equipment, device.parts)
@@ -38,7 +49,20 @@ class DevicePort:
     def get(self, name: str) -> float | None:
         """Return a point's value now; None for what the plant does not have."""
         found = self._points.get(name)
-        return None if found is None else read(self._plant, *found)
+        if found is None:
+            return None
+        value = read(self._plant, *found)
+        return value if value is None else self._wander(name, found[1], value)
+
+    def _wander(self, name: str, spec: PointSpec, value: float) -> float:
+        """Return a measured value as a sensor shows it: never quite still, so that a stuck one stands out."""
+        if spec.kind in (PointKind.SETPOINT, PointKind.COMMAND) or value == 0.0:
+            return value
+        phase = zlib.crc32(f"{self._device_id}.{name}".encode())
+        swing = 0.75 * math.sin(self._plant.now_s / 97.0 + phase) + 0.25 * math.sin(self._plant.now_s / 7.3 + phase)
+        if spec.quantity is Quantity.TEMPERATURE:
+            return value + WANDER_K * swing
+        return value * (1.0 + WANDER_PARTS.get(spec.quantity, 0.0) * swing)
 
     def set(self, name: str, value: float) -> None:
         """Command a point; raises Rejected for one that is not there or takes no command."""
