@@ -3,10 +3,14 @@
 import itertools
 
 import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.policy.power.oracle_world import BATTERY_WH, LEAST_W, NODES, SINGLE
 from tests.policy.power.power_site import TOPOLOGY, Site
 
 from madang.model import ActionState, Fact, NodeState, PriorityClass, Quality, SafetyState, Verb
+from madang.policy.power.loss import LossMemory, LossRules, recall_loss
 from madang.policy.power.proposers import ProposerRules, propose_all
 from madang.policy.power.shaving import DemandEvent, PeakRules
 from madang.policy.power.state import Approve
@@ -83,6 +87,30 @@ def test_on_battery_without_any_word_of_the_runtime_the_end_comes_early():
     assert set(site.sent(Verb.DRAIN)) == set(NODES)
     site.run(120)
     assert not any(server.is_on for server in site.world.servers.values())
+
+
+def test_a_runtime_that_is_heard_no_more_runs_down_from_the_last_that_was():
+    site = calm_site()
+    site.world.has_utility = False
+    site.run(5)
+    site.world.is_runtime_read = False
+    known_s = site.memory.loss.runtime_s
+    assert known_s > 600.0, "there is far more than who never knew would take"
+    site.run(200)
+    assert site.sent(Verb.DRAIN) == []
+    site.run(int(known_s / 2.0))
+    assert not any(server.is_on for server in site.world.servers.values())
+    assert site.world.cut_nodes == [], "nobody was cut off"
+
+
+@given(lost_s=st.floats(0.0, 1e5), runtime_s=st.none() | st.floats(0.0, 1e5), away_s=st.floats(0.0, 1e6))
+def test_a_program_that_begins_anew_recalls_a_loss_that_may_last_still(lost_s, runtime_s, away_s):
+    rules = LossRules()
+    memory = LossMemory(lost_s=0.0, runtime_s=runtime_s, known_s=lost_s, draining=("n1",))
+    recalled = recall_loss(memory, lost_s + away_s, rules)
+    lasts_s = rules.blind_runtime_s - lost_s if runtime_s is None else runtime_s / rules.blind_speed
+    assert recalled == (memory if away_s < lasts_s else LossMemory()) or away_s == pytest.approx(lasts_s)
+    assert recall_loss(LossMemory(), away_s, rules) == LossMemory()
 
 
 def test_what_was_lost_stays_lost_while_nobody_can_see():

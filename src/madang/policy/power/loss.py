@@ -10,9 +10,10 @@ Owns the proposer `power_loss`. Refuses to act. Called once a second with everyt
                         | stopped ones when the battery has charge_back_percent
 
 The runtime left is our own p10 estimate less a margin and the way of an order. A device's "battery low" alone starts
-nothing: devices say it with a full battery. A runtime that nobody knows is taken to be `blind_runtime_s` from the loss
-on. Mains that are lost while a UPS says that it is fed, as by a generator, shed batch only. Silence is not mains: what
-was lost stays lost until a usable reading says otherwise.
+nothing: devices say it with a full battery. A runtime that nobody knows any more is the last one that was known, run
+down `blind_speed` times as fast as time; one that was never known is `blind_runtime_s` from the loss on. Mains that
+are lost while a UPS says that it is fed, as by a generator, shed batch only. Silence is not mains: what was lost stays
+lost until a usable reading says otherwise.
 """
 
 import msgspec
@@ -36,13 +37,20 @@ class LossRules(msgspec.Struct, frozen=True, kw_only=True):
     return_s: float = 60.0
     charge_back_percent: float = 50.0
     blind_runtime_s: float = 180.0
+    blind_speed: float = 2.0
 
 
 class LossMemory(msgspec.Struct, frozen=True, kw_only=True):
-    """Since when the mains are gone, since when back, and who was asked to drain and to stop on the way."""
+    """Since when the mains are gone, since when back, and who was asked to drain and to stop on the way.
+
+    Attributes:
+        runtime_s, known_s: the last runtime that was known since the loss, and when.
+    """
 
     lost_s: float | None = None
     back_s: float | None = None
+    runtime_s: float | None = None
+    known_s: float = 0.0
     draining: tuple[NodeId, ...] = ()
     stopping: tuple[NodeId, ...] = ()
 
@@ -57,8 +65,9 @@ def propose_loss(
         # The UPS says that it is fed: by a generator, or for as long as nobody knows. No battery is counted yet.
         return _hold_on(msgspec.structs.replace(memory, back_s=None), topology, view)
     if is_lost:
-        lost_s = view.now_s if memory.lost_s is None else memory.lost_s
-        memory = msgspec.structs.replace(memory, lost_s=lost_s, back_s=None)
+        if memory.lost_s is None:
+            memory = msgspec.structs.replace(memory, lost_s=view.now_s, runtime_s=None)
+        memory = msgspec.structs.replace(memory, back_s=None)
         return _propose_battery(memory, view, topology, rules)
     if is_unheard:
         memory = msgspec.structs.replace(memory, back_s=None)
@@ -91,10 +100,10 @@ def _propose_battery(
 ) -> tuple[LossMemory, list[Request]]:
     assert memory.lost_s is not None
     on_battery_s = max(0.0, view.now_s - memory.lost_s)
-    runtime_s = value_of(view.runtime_s)
-    if runtime_s is None:
-        runtime_s = rules.blind_runtime_s - on_battery_s
-    left_s = runtime_s - rules.margin_s - rules.latency_s
+    known_s = value_of(view.runtime_s)
+    if known_s is not None:
+        memory = msgspec.structs.replace(memory, runtime_s=known_s, known_s=view.now_s)
+    left_s = _find_runtime_s(memory, view.now_s, rules) - rules.margin_s - rules.latency_s
     asked = [ask_shed(NAME, topology, PriorityClass.BATCH, reason="the mains are lost")]
     if on_battery_s >= rules.spill_after_s:
         asked += ask_spill(NAME, topology, view, reason="the mains are lost")
@@ -115,6 +124,24 @@ def _propose_battery(
     asked += ask_nodes(NAME, Verb.DRAIN, memory.draining, reason="the battery lasts only for an orderly end")
     asked += ask_nodes(NAME, Verb.STOP, memory.stopping, reason="the battery lasts only for an orderly end")
     return memory, asked
+
+
+def _find_runtime_s(memory: LossMemory, now_s: float, rules: LossRules) -> float:
+    """Return how long the battery lasts from now, in seconds, by what was last known of it."""
+    if memory.runtime_s is not None:
+        return memory.runtime_s - rules.blind_speed * max(0.0, now_s - memory.known_s)
+    return rules.blind_runtime_s - max(0.0, now_s - (memory.lost_s or 0.0))
+
+
+def recall_loss(memory: LossMemory, now_s: float, rules: LossRules) -> LossMemory:
+    """Return what a program that begins anew should remember of an earlier life's loss of mains.
+
+    A program that runs has power. When the battery that it left behind cannot have lasted until now, the mains were
+    back meanwhile, whatever nobody has said yet; taken for lost, they would stop every node at the first look.
+    """
+    if memory.lost_s is None or _find_runtime_s(memory, now_s, rules) > 0.0:
+        return memory
+    return LossMemory()
 
 
 def order_racks(view: View, topology: Topology) -> list[tuple[NodeId, ...]]:

@@ -17,6 +17,7 @@ from madang.model import Action, ActionState, Alarm, NodeState, Request, Verb
 from madang.model.facility_site import Actuator, ActuatorKind, ActuatorMode
 from madang.policy.power.authority import actuator_of, decide
 from madang.policy.power.authority_reads import state_of
+from madang.policy.power.loss import recall_loss
 from madang.policy.power.proposers import ProposerMemory, ProposerRules, propose_all
 from madang.policy.power.state import Approve, AuthorityRules, AuthorityState, Setpoint
 from madang.runtime.telemetry import EventLog
@@ -125,6 +126,10 @@ class Mind:
             self._by_hand = frozenset(msgspec.json.decode(armed, type=list[str])) if armed else frozenset()
         except msgspec.MsgspecError as error:
             self._log.error("authority_state_unreadable", reason=str(error))
+        proposers = self._stored.proposers
+        loss = recall_loss(proposers.loss, self._clock.wall_s(), self._rules.loss)
+        proposers = msgspec.structs.replace(proposers, loss=loss)
+        self._stored = msgspec.structs.replace(self._stored, proposers=proposers)
         # Proposers go on from what nodes were let do, not from all of them running.
         books = self._stored.authority.nodes
         self._nodes = {
