@@ -31,7 +31,7 @@ from madang.wire.surface import read_request
 RICH = 10**12
 QUESTION = [{"role": "user", "content": "대한민국의 수도는?"}]
 BODY = json.dumps({"model": CHAT, "messages": QUESTION, "max_tokens": 20}).encode()
-OWN = PeerSession(kid="own:e1", key=b"o" * 32, expires_at_s=time.time() + 600)
+OWN = PeerSession(kid="own:e1", key=b"o" * 32, expires_at_s=time.time() + 86_400)
 CHARGE = 7 * 1 + 3 * 2
 """What the fake engine's answer costs at `tariff()`: 7 tokens read at 1 micro-won, 3 written at 2."""
 

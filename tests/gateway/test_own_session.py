@@ -16,7 +16,7 @@ from madang.wire.passes import Pass, seal_pass
 
 PATH = "/v1/chat/completions"
 BODY = json.dumps({"model": CHAT, "messages": [{"role": "user", "content": "하나"}]}).encode()
-OWN = PeerSession(kid="own:e1", key=b"o" * 32, expires_at_s=time.time() + 600)
+OWN = PeerSession(kid="own:e1", key=b"o" * 32, expires_at_s=time.time() + 86_400)
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def _fetch(url: str, receipt_id: str, key: str, wait_s: float) -> bytes:
 
     from madang.runtime.admin_client import is_loopback
 
-    until = time.monotonic() + wait_s
+    until: float | None = None  # counted from the first answer: a slow one does not use the wait up
     try:
         with httpx.Client(base_url=url, timeout=_ANSWER_TIMEOUT_S, trust_env=not is_loopback(url)) as client:
             while True:
@@ -88,6 +88,7 @@ def _fetch(url: str, receipt_id: str, key: str, wait_s: float) -> bytes:
                 if answer.is_success:
                     return answer.content
                 code, message = _read_error(answer.content)
+                until = time.monotonic() + wait_s if until is None else until
                 if code not in _WAITED or time.monotonic() >= until:
                     raise Rejected(f"{url}: {message or f'status {answer.status_code}'}")
                 time.sleep(_TRY_PERIOD_S)
