@@ -1,5 +1,6 @@
 """What every test shares: hypothesis profiles, and the folder of larger test data."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("fast", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("deep", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("MADANG_HYPOTHESIS_PROFILE", "fast"))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what thousands of collected tests hold until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Parts of the node that need no process: board, accepted plans, chips, drivers, bootstrap."""
 
 import asyncio
+import functools
 
 import msgspec
 import pytest
@@ -24,8 +25,13 @@ from madang.wire.node_api import NodePlan
 SITE, NODE = SiteId("daegu"), NodeId("daegu-1")
 
 
+@functools.cache
+def find_chat():
+    return find_entry(builtin_catalog(), CHAT_MODEL)
+
+
 def make_spec(replica_id="r-1", **changes):
-    entry = find_entry(builtin_catalog(), CHAT_MODEL)
+    entry = find_chat()
     spec = ReplicaSpec(
         replica_id=ReplicaId(replica_id),
         service=ServiceName("chat"),
