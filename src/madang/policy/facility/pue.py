@@ -146,7 +146,7 @@ def _judge(facility: Fact, it: Fact, coverage: float, check: Fact | None) -> Fac
     if coverage < COVERAGE_MIN:
         return unknown(f"{coverage:.0%} of the IT draw is measured; {COVERAGE_MIN:.0%} are needed", parts)
     if facility.value < it.value:
-        return unknown("the IT equipment would take more than comes in: a meter is wrong", parts)
+        return unknown("the IT equipment takes more than comes in: it lives on a battery, or a meter is wrong", parts)
     ratio = facility.value / it.value
     if check is None:
         return derive(ratio, parts)
