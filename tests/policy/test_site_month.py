@@ -84,7 +84,7 @@ def test_what_was_not_read_at_the_months_ends_is_said_and_not_billed():
     readings = [one for one in month() if START_S + 7200 <= one.at_s <= END_S - 3600]
     before = stored(START_S - 900, readings[0].value_wh - 5000)
     found = bill([before, *readings])
-    assert any("(5000 Wh since" in text for text in found.unknown)
+    assert any(", 5000 Wh since" in text and "KST)" in text for text in found.unknown)
     assert any("nothing was read after" in text for text in found.unknown)
     assert found.bill.energy_wh == readings[-1].value_wh - readings[0].value_wh
     half = bill(month()[: 15 * 96 + 1], now_s=float(START_S + 15 * 86400 + 5))

@@ -45,6 +45,11 @@ def kst_day(wall_s: float) -> str:
     return datetime.fromtimestamp(wall_s + KST_OFFSET_S, UTC).strftime("%Y-%m-%d")
 
 
+def kst_minute(wall_s: float) -> str:
+    """Return the Korean time of a wall time for people to read, `YYYY-MM-DD HH:MM KST`."""
+    return datetime.fromtimestamp(wall_s + KST_OFFSET_S, UTC).strftime("%Y-%m-%d %H:%M KST")
+
+
 def kst_month(wall_s: float) -> str:
     """Return the Korean month of a wall time, `YYYY-MM`."""
     return kst_day(wall_s)[:7]

@@ -279,3 +279,4 @@ def test_a_level_that_takes_its_own_sign_away_comes_back_ever_more_rarely():
         memory, now, read_all_signs(calm_site().world.view(site.envelope), TOPOLOGY), TOPOLOGY, rules
     )
     assert memory.wait_s == 0.0, "with the end of the cause the waits are short again"
+    assert "over" in memory.reason, "nobody is sent to a unit that runs"

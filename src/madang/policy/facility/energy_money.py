@@ -290,7 +290,7 @@ def _unknown(metered: Metered, base_micro_won: int | None, base_reason: str) -> 
 
 def _gap_words(gap: GapLine) -> str:
     energy = "energy not known" if gap.energy_wh is None else f"{gap.energy_wh} Wh not priced"
-    return f"{gap.begin.reading_id} to {gap.end.reading_id}: {energy}: {gap.reason}"
+    return f"{gap.begin} to {gap.end}: {energy}: {gap.reason}"
 
 
 def base_charge_micro_won(book: TariffBook, tariff: str, month: str, demand_w: int) -> tuple[int | None, str]:

@@ -13,6 +13,7 @@ import msgspec
 
 from madang.model import Sample
 from madang.policy.facility.tariff import Price, TariffBook, korean_hour
+from madang.policy.pricing import kst_minute
 
 GAP_S = 1200
 """Readings further apart leave a gap: an interval of 15 minutes, and one reading that came late."""
@@ -36,6 +37,10 @@ class MeterReading(msgspec.Struct, frozen=True, kw_only=True):
     meter: str
     at_s: int
     energy_wh: int
+
+    def __str__(self) -> str:
+        """Return the id that an invoice names, and when that was."""
+        return f"{self.reading_id} ({kst_minute(self.at_s)})"
 
 
 class EnergyLine(msgspec.Struct, frozen=True, kw_only=True):

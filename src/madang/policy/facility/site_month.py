@@ -189,7 +189,7 @@ def _meter(
     for begin, end in pairwise(readings):
         now = _terms_at(terms, begin.at_s)
         if begin.meter != end.meter:
-            changes.append(f"another register is billed from {end.reading_id} on: the time since {begin.reading_id}")
+            changes.append(f"another register is billed from {end} on: the time since {begin}")
             continue
         found = price_readings((begin, end), now.book, now.contract.tariff, holidays)
         lines += found.lines
@@ -304,8 +304,8 @@ def _edges(known: Sequence[MeterReading], within: Sequence[MeterReading], starts
     found = []
     if within[0].at_s > starts_at_s:
         before = [one for one in known if one.at_s < starts_at_s and one.meter == within[0].meter]
-        energy = f"{within[0].energy_wh - before[-1].energy_wh} Wh since {before[-1].reading_id}" if before else "?"
-        found.append(f"nothing was read from the month's begin until {within[0].reading_id} ({energy}): not billed")
+        energy = f", {within[0].energy_wh - before[-1].energy_wh} Wh since {before[-1]}" if before else ""
+        found.append(f"nothing was read from the month's begin until {within[0]}{energy}: not billed")
     if within[-1].at_s < until_s:
-        found.append(f"nothing was read after {within[-1].reading_id}: not billed")
+        found.append(f"nothing was read after {within[-1]}: not billed")
     return found

@@ -92,7 +92,8 @@ def propose_thermal(
         is_unread = signs.is_silent(Sign.COOLING_LOST)
         level = _find_blind_level(memory, view, rules, has_cause=bool(cause), is_unread=is_unread)
     if memory.has_cause and not cause:
-        memory = msgspec.structs.replace(memory, wait_s=0.0, left_s=None)
+        over = f"{memory.reason}; over, held until it is calm"
+        memory = msgspec.structs.replace(memory, wait_s=0.0, left_s=None, reason=over)
     memory = msgspec.structs.replace(memory, has_cause=bool(cause))
     if level >= memory.level and level > 0:
         reason = cause or memory.reason or _DEFAULT_REASON
