@@ -1,8 +1,11 @@
 """`madang facility energy`: what it asks, what it prints, and that nothing simulated looks real."""
 
 import json
+import time
 
 import pytest
+
+from madang.policy.pricing import kst_month
 
 MONTH = {
     "site": "daegu",
@@ -108,6 +111,13 @@ def test_a_trace_is_of_one_tenant_and_adds_up(ask, hub):
     query = hub.calls[-1][2]
     assert "tenant=clinic" in query
     assert "trace=true" in query
+
+
+def test_the_present_korean_month_is_meant_unless_another_is_named(ask, hub):
+    hub.answers[PATH] = (200, MONTH)
+    before = kst_month(time.time())
+    assert ask("facility", "energy", "--site", "daegu").exit_code == 0
+    assert any(f"month={month}" in hub.calls[-1][2] for month in (before, kst_month(time.time())))
 
 
 def test_json_is_what_the_hub_said(ask, hub):

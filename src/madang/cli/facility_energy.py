@@ -23,7 +23,9 @@ def register(group: typer.Typer) -> None:
 def _energy(
     access: Access,
     site: Site,
-    month: Annotated[str, typer.Option("--month", metavar="YYYY-MM", help="A month, Korean time.")],
+    month: Annotated[
+        str | None, typer.Option("--month", metavar="YYYY-MM", help="A Korean month; the present one by default.")
+    ] = None,
     tenant: Annotated[str, typer.Option("--tenant", help="Only this one's; - is the operator's own part.")] = "",
     is_traced: Annotated[
         bool, typer.Option("--trace", help="List each quarter of an hour's register readings and the tenant's share.")
@@ -34,9 +36,13 @@ def _energy(
     ] = "",
 ) -> None:
     """What a month's energy cost by band and for whom, traced to readings of the billed register; from the hub."""
+    from madang.policy.pricing import kst_month
+    from madang.runtime.clock import SystemClock
+
     if is_traced and not tenant:
         raise typer.BadParameter("a trace is of one tenant: name it with --tenant", param_hint="--trace")
-    query = {"month": month, "by": by, "kind": kind, "tenant": tenant, "trace": str(is_traced).lower()}
+    wanted = month if month is not None else kst_month(SystemClock().wall_s())
+    query = {"month": wanted, "by": by, "kind": kind, "tenant": tenant, "trace": str(is_traced).lower()}
     with access.hub() as hub:
         found = hub.get(f"/api/v1/sites/{site}/energy", query)
     if access.is_json:
