@@ -122,6 +122,7 @@ PLANS = {
     "unknown_target": actuator(target="nobody"),
     "not_commanded": actuator(point_id="s1.power"),
     "no_readback": actuator(readback_id=""),
+    "no_release": actuator(kind=ActuatorKind.ISOLATE_ELECTRICAL),
     "armed_blind": actuator(readback_id="", mode=ActuatorMode.ARMED),
     "unit_misfit": actuator(readback_id="s1.temperature_inlet"),
     "range_wrong": actuator(value_low=500.0, value_high=400.0),

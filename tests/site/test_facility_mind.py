@@ -110,6 +110,16 @@ def test_a_leak_asks_for_isolation_and_waits_for_a_second_person(tmp_path):
         assert not box.plant.is_live("loop")
         assert box.envelope.safety is SafetyState.ISOLATED
         assert not box.mind.list_awaiting()
+        back = Request(request_id="kim-1", requester="kim", verb=Verb.RESUME, target="loop", ttl_s=60.0, reason="dry")
+        box.mind.ask(back)
+        await box.tick(3)
+        assert not box.plant.is_live("loop"), "while it leaks nobody brings it back"
+        box.fault("leak", "leak", is_over=True)
+        await box.tick(3)
+        box.mind.ask(msgspec.structs.replace(back, request_id="kim-2"))
+        await box.tick(3)
+        assert box.plant.is_live("loop")
+        assert box.envelope.safety is not SafetyState.ISOLATED
 
     play(tmp_path, scene)
 

@@ -213,6 +213,7 @@ readback_id = "loop.state_pump"
 target = "loop"
 value_low = 0
 value_high = 0
+value_rest = 1
 
 [[pue]]
 category = 2

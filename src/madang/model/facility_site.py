@@ -33,7 +33,7 @@ class Actuator(msgspec.Struct, frozen=True, kw_only=True):
         target: the node, rack or equipment that it acts on.
         readback_id: the point that shows whether it happened; may be the commanded point itself.
         value_low, value_high: what may be commanded, in the point's unit; None: what the profile allows.
-        value_rest: what it returns to when a request lapses; None: it is left alone.
+        value_rest: what it returns to when a request lapses or an isolation is ended; None: it is left alone.
         confirm_s: how long the device may take to act; management controllers take seconds.
     """
 

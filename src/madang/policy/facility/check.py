@@ -138,9 +138,12 @@ def _actuator_points(graph: SiteGraph, one: Actuator, place: str) -> Iterator[Fi
         yield find("fire_is_read", place)
     if point.kind not in (PointKind.SETPOINT, PointKind.COMMAND):
         yield find("not_commanded", place, point=point.point_id, what=point.kind.value)
+    is_isolating = one.kind in (ActuatorKind.ISOLATE_ELECTRICAL, ActuatorKind.ISOLATE_LIQUID)
+    if is_isolating and one.value_rest is None:
+        yield find("no_release", place)
     if one.kind is ActuatorKind.CAP and point.quantity not in _CAPS:
         yield _misfit(place, point, "W")
-    if one.kind in (ActuatorKind.ISOLATE_ELECTRICAL, ActuatorKind.ISOLATE_LIQUID) and point.quantity not in _SWITCHES:
+    if is_isolating and point.quantity not in _SWITCHES:
         yield _misfit(place, point, "a state")
     if readback is not None and readback.unit != point.unit:
         yield _misfit(place, readback, point.unit or "a state")

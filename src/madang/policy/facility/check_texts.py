@@ -272,6 +272,13 @@ TEXTS: dict[str, RuleText] = {
         "name the point that shows it: readback_id",
         "readback_id를 적으세요",
     ),
+    "no_release": RuleText(
+        _W,
+        "isolates, and names no value that ends it: somebody has to go there",
+        "격리를 해제할 값이 없어 현장에서 직접 해제해야 합니다",
+        "name value_rest, or accept that a hand ends it",
+        "value_rest를 적거나 현장 해제를 감수하세요",
+    ),
     "armed_blind": RuleText(
         _E,
         "armed without a read-back",

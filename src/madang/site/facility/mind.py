@@ -305,10 +305,10 @@ class Mind:
         return None
 
     def _find_release(self, request: Request) -> tuple[str, float] | None:
-        """Return what ends the isolation of a piece of equipment; None where it has no actuator for that."""
+        """Return what ends the isolation of a piece of equipment; None where a hand has to."""
         for one in self.world.plan.actuators:
-            if one.kind in _ISOLATIONS.values() and one.target == request.target:
-                return one.point_id, one.value_rest if one.value_rest is not None else one.value_low or 0.0
+            if one.kind in _ISOLATIONS.values() and one.target == request.target and one.value_rest is not None:
+                return one.point_id, one.value_rest
         return None
 
     async def stop(self) -> None:
