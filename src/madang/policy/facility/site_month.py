@@ -27,6 +27,8 @@ NEAR_S = 30.0
 prices change on the hour. Engineering estimate: at most a thirtieth of a quarter's energy falls to its neighbour."""
 STEP_PART = 0.1
 """A register whose steps are a larger part of a line than this is said to be coarse. Engineering rule."""
+LINES_MIN = 8
+"""From fewer lines nobody can tell a register's steps from chance."""
 USABLE = frozenset({"good", "uncertain", "substituted"})
 
 
@@ -235,6 +237,8 @@ def _counted_months(month: str) -> list[str]:
 
 def _coarse(lines: Sequence[EnergyLine]) -> list[str]:
     """Return what a register of large steps means for single lines; the month as a whole is off by one step at most."""
+    if len(lines) < LINES_MIN:
+        return []
     step_wh = gcd(*(line.energy_wh for line in lines))
     mean_wh = sum(line.energy_wh for line in lines) // max(1, len(lines))
     if step_wh < STEP_PART * mean_wh or step_wh <= 1:
