@@ -18,8 +18,8 @@ from madang.facility.contract import Secret, TwinFault
 from madang.facility.redfish.client import BYTES_MAX, LOGIN_PAUSE_S
 from madang.facility.redfish.driver import REQUESTS_MAX
 from madang.facility.redfish.twin import RedfishTwin
-from madang.facility.redfish.twin_http import TwinAnswer, TwinHost
 from madang.facility.redfish.twin_sessions import IDLE_S_MAX, SESSIONS_MAX, Sessions
+from madang.facility.twin_http import TwinAnswer, TwinHost
 from madang.model import Quality
 from madang.testing.facility_contract import (
     HANG_S,

@@ -19,7 +19,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         device_id: one token, unique in its site.
-        driver: the folder's name: redfish, snmp, modbus, nut, bacnet, opcua, mqtt.
+        driver: the folder's name: redfish, snmp, modbus, nut, bacnet, opcua, mqtt, prometheus.
         address: `host:port` or a URL, as the driver's manifest says.
         profile: name of a profile of that driver, or path of one beside the site file.
         equipment: the piece that the profile's points belong to; points whose profile name carries a part in

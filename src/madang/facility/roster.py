@@ -15,7 +15,7 @@ from madang.core import Clock, Rejected, Unavailable
 from madang.facility.contract import Device, EquipmentDriver, PlantPort, Secret, Twin
 from madang.facility.profile import Profile
 
-DRIVERS = ("bacnet", "modbus", "mqtt", "nut", "opcua", "redfish", "snmp")
+DRIVERS = ("bacnet", "modbus", "mqtt", "nut", "opcua", "prometheus", "redfish", "snmp")
 
 
 def make_driver(device: Device, profile: Profile, secret: Secret, clock: Clock) -> EquipmentDriver:

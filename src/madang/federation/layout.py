@@ -23,7 +23,7 @@ NATION = "kr"
 _REGIONS = {"daegu": "yeongnam", "gumi": "yeongnam", "gwangju": "honam"}
 _RELAY_OFFSET = 40
 _PLANT_OFFSET = 60
-PLANT_PORTS = 7
+PLANT_PORTS = 8
 """Simulated devices of a site."""
 _PORTS_MAX = 100
 """Ports that a federation may use from its base port on; two of them side by side are this far apart."""

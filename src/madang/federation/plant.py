@@ -18,7 +18,7 @@ FACILITY_FILE = "facility.toml"
 PLANT_FILE = "plant.toml"
 SECRETS_DIR = "secrets"
 _SECRET_BYTES = 18
-_OFFSETS = {"meter": 0, "ups": 1, "cooling_1": 2, "cooling_2": 3, "contacts": 4, "server": 5, "pdu": 6}
+_OFFSETS = {"meter": 0, "ups": 1, "cooling_1": 2, "cooling_2": 3, "contacts": 4, "server": 5, "pdu": 6, "host_port": 7}
 """Ports of the devices, from the site's first plant port on."""
 _TITLES = {
     "daegu": "대구 의원 옆 캐비닛 (모의) / cabinet beside a clinic (simulated)",
@@ -115,6 +115,11 @@ voltage_v = 220
 power_w = 1800
 fed_by = ["pdu"]
 
+[equipment.host]
+kind = "sensor"
+rack = "cabinet"
+measures = ["server"]
+
 [equipment.door]
 kind = "door"
 
@@ -193,6 +198,16 @@ profile = "bmc"
 equipment = "server"
 secret = "bmc"
 poll_s = 2
+is_simulated = true
+
+[device.host]
+driver = "prometheus"
+address = "{host}:{host_port}"
+profile = "node_exporter"
+equipment = "host"
+parts = {{ link0 = "host", nvme0 = "host" }}
+options = {{ link0 = "eth0", nvme0 = "nvme0n1" }}
+poll_s = 5
 is_simulated = true
 
 [actuator.cap]

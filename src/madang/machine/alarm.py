@@ -142,7 +142,7 @@ class _Brain:
         if rule.other and (other is None or self.now_s - other.at_s > self.plan.stale_s[rule.other]):
             return
         if rule.condition is Condition.RATE:
-            rate = self._take_rate(name, heard, had_gap=had_gap)
+            rate = self._take_rate(name, heard, had_gap=had_gap, is_rise=rule.is_rise)
             if rate is None:
                 return
             value = rate
@@ -150,10 +150,12 @@ class _Brain:
         if met is not None:
             self._note(name, met, at_s, value, had_gap=had_gap)
 
-    def _take_rate(self, name: str, heard: Heard, *, had_gap: bool) -> float | None:
+    def _take_rate(self, name: str, heard: Heard, *, had_gap: bool, is_rise: bool) -> float | None:
         """Return the change in a minute since the anchor, once that is old enough; then this reading is the anchor."""
         anchor = self.tracks[name].anchor
-        if anchor is None or had_gap or heard.at_s < anchor[0]:
+        # What a counter rose by during a gap is known when the gap is over, how a temperature moved is not.
+        is_broken = anchor is not None and (heard.value < anchor[1] if is_rise else had_gap)
+        if anchor is None or heard.at_s < anchor[0] or is_broken:
             self._change(name, anchor=(heard.at_s, heard.value))
             return None
         passed_s = heard.at_s - anchor[0]

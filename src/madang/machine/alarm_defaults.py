@@ -11,6 +11,7 @@ latch where a person has to look.
 
 import msgspec
 
+from madang.machine.alarm_defaults_host import is_host_state, make_host_rules
 from madang.model import (
     AlarmKey,
     AlarmPriority,
@@ -184,7 +185,9 @@ def default_rules(model: SiteModel) -> tuple[AlarmRule, ...]:
         owner = equipment.get(point.equipment_id)
         if owner is None or point.kind in (PointKind.COMMAND, PointKind.SETPOINT):
             continue
-        found = [*_make_limits(model, owner, point), *_make_states(model, owner, point)]
+        # A host's own come first: of two rules with one key the first holds.
+        found = [*make_host_rules(model, point), *_make_limits(model, owner, point)]
+        found += [] if is_host_state(point) else _make_states(model, owner, point)
         if found:
             found.append(_make_silence(model, owner, point.point_id, Condition.READING_LOST))
         for rule in found:

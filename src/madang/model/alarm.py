@@ -98,6 +98,7 @@ class AlarmRule(msgspec.Struct, frozen=True, kw_only=True):
         limit: of HIGH, LOW and their stronger kinds in the point's unit; of RATE a change in a minute, either way;
             of DISCREPANCY the difference from `other`.
         words: of STATE: words, lower case, that mean trouble; a number without a word is trouble when it is not 0.
+        is_rise: of RATE: a rise alone counts; what fell is a counter that began anew, and is compared from there.
         other: of DISCREPANCY: the point to compare with.
         deadband: how far inside the limit the value must come back, in the point's unit.
         on_delay_s: how long the condition must hold before the alarm is raised.
@@ -112,6 +113,7 @@ class AlarmRule(msgspec.Struct, frozen=True, kw_only=True):
     priority: AlarmPriority
     limit: float = 0.0
     words: tuple[str, ...] = ()
+    is_rise: bool = False
     other: str = ""
     deadband: float = 0.0
     on_delay_s: float = 0.0

@@ -2,7 +2,7 @@
 
 Owns the minimal form in which a site is described and observed. Refuses to know protocols, and how a quantity is
 judged. The vocabulary is Redfish's (ReadingType, PhysicalContext), units are UCUM's: W, Wh, VA, V, A, Hz, Cel, K,
-kPa, L/min, %, s, 1.
+kPa, L/min, %, s, bit/s, 1.
 """
 
 from enum import StrEnum
@@ -78,6 +78,7 @@ class Quantity(StrEnum):
     RUNTIME = "runtime"
     DURATION = "duration"
     COUNT = "count"
+    DATA_RATE = "data_rate"
     STATE = "state"
 
 
@@ -104,6 +105,7 @@ UNITS: dict[Quantity, str] = {
     Quantity.RUNTIME: "s",
     Quantity.DURATION: "s",
     Quantity.COUNT: "1",
+    Quantity.DATA_RATE: "bit/s",
     Quantity.STATE: "",
 }
 """The unit in which every sample of a quantity is kept; drivers convert."""

@@ -23,9 +23,9 @@ from madang.facility.profile import PointSpec, Profile
 from madang.facility.redfish import codec, twin_answers
 from madang.facility.redfish.codec import Place
 from madang.facility.redfish.twin_answers import empty_answer, error_answer, json_answer
-from madang.facility.redfish.twin_http import TwinAnswer, TwinHost, TwinRequest
 from madang.facility.redfish.twin_sessions import Sessions
 from madang.facility.redfish.twin_tree import BASE, Document, collection, make_tree, resource
+from madang.facility.twin_http import TwinAnswer, TwinHost, TwinRequest
 from madang.model import PointKind, Quantity
 
 SLOWNESS = 1.5

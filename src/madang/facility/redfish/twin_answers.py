@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from madang.facility.redfish.twin_http import TwinAnswer
 from madang.facility.redfish.twin_tree import BASE, Document
+from madang.facility.twin_http import TwinAnswer
 
 _SCHEMAS = "http://redfish.dmtf.org/schemas/v1"
 _ODATA_HEADERS = {"OData-Version": "4.0", "Cache-Control": "no-cache"}

@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from madang.core import Rejected
+from madang.sim.plant.host import CLOCK_LOST, DISK_FULL, DISK_READ_ONLY, DISK_WORN, LINK_DOWN
 from madang.sim.plant.plant import Plant
 
 _T = TypeVar("_T")
@@ -102,6 +103,11 @@ KINDS: dict[str, tuple[Callable[[Plant, PlantFault], None], str]] = {
     "smoke": (_flag("smoke"), "a smoke detector sees smoke"),
     "discharged": (_flag("discharged"), "the fire suppression has discharged"),
     "camera_lost": (_flag("lost"), "a camera gives no picture"),
+    DISK_FULL: (_flag(DISK_FULL), "the file systems of a host have 1.5 % left"),
+    DISK_WORN: (_flag(DISK_WORN), "the disks of a host are used up, and say so"),
+    DISK_READ_ONLY: (_flag(DISK_READ_ONLY), "a host's file systems and disks can only be read"),
+    LINK_DOWN: (_flag(LINK_DOWN), "the links of a host have no carrier"),
+    CLOCK_LOST: (_flag(CLOCK_LOST), "nobody sets a host's clock any more"),
     "outdoor": (_outdoor, "it is `value` degrees outside"),
     "load": (_load, "servers (all, or the target) are busy to `value` (0 to 1)"),
 }

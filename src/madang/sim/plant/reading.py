@@ -13,6 +13,7 @@ from madang.facility.contract import Device
 from madang.facility.profile import PointSpec, Profile
 from madang.model import EquipmentKind, PointKind, Quantity
 from madang.sim.plant.electrical import LOW_BATTERY, POWER_FACTOR, Ups
+from madang.sim.plant.host import CONTEXTS, read_host
 from madang.sim.plant.plant import FREQUENCY_HZ, VOLTAGE_V, Plant
 from madang.sim.plant.thermal import CoolingUnit
 
@@ -76,6 +77,8 @@ def read(plant: Plant, equipment_id: str, spec: PointSpec) -> float | None:
     one = plant.equipment.get(equipment_id)
     if one is None:
         return None
+    if spec.context in CONTEXTS:
+        return read_host(plant, equipment_id, spec)
     if spec.quantity is Quantity.STATE:
         return _find_state(spec, state_words(plant, equipment_id, spec))
     if equipment_id in plant.upses:

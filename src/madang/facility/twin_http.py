@@ -1,6 +1,7 @@
-"""A small HTTP/1.1 server for the Redfish twin: bounded, on loopback, and able to misbehave.
+"""A small HTTP/1.1 server for twins of devices that speak it: bounded, on loopback, and able to misbehave.
 
-Owns connections and framing (through h11). Refuses to know Redfish. Called by the twin alone.
+Owns connections and framing (through h11). Refuses to know what is said over it. Called by the twins of Redfish and
+Prometheus, and by tests.
 """
 
 import asyncio
@@ -59,7 +60,7 @@ class TwinHost:
             self._server = await asyncio.start_server(self._accept, host, port, ssl=self._tls, limit=_BODY_BYTES_MAX)
         except OSError as error:
             raise Unavailable(
-                f"a Redfish twin cannot listen on {host}:{port}: {error.strerror}",
+                f"a twin cannot listen on {host}:{port}: {error.strerror}",
                 next_step="end the program that holds the port, or give the twin another one",
             ) from error
         return int(self._server.sockets[0].getsockname()[1])
