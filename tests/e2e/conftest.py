@@ -12,7 +12,7 @@ def free_base_port() -> int:
     for base in range(17700, 19700, 100):
         sockets = []
         try:
-            for port in range(base, base + 80):
+            for port in range(base, base + 90):
                 one = socket.socket()
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sockets.append(one)
@@ -23,7 +23,7 @@ def free_base_port() -> int:
             for one in sockets:
                 one.close()
         return base
-    raise AssertionError("no block of 80 free ports between 17700 and 19700")
+    raise AssertionError("no block of 90 free ports between 17700 and 19700")
 
 
 @pytest.fixture(scope="session")
