@@ -71,6 +71,11 @@ class Bench:
         self.samples = []
         self.news = asyncio.Event()
         self.text = io.StringIO()
+        self.clock = clock or SystemClock()
+        self.make_poller(poll_s=poll_s, timeout_s=timeout_s)
+
+    def make_poller(self, poll_s, timeout_s=0.01):
+        names = tuple(self.drivers)
         devices = tuple(
             Device(
                 device_id=name, driver="modbus", address="127.0.0.1:1", profile="p", equipment=name, poll_s=poll_s,
@@ -83,7 +88,7 @@ class Bench:
             profiles=dict.fromkeys(names, PROFILE),
             find_secret=lambda _: Secret(),
             take=self._take,
-            clock=clock or SystemClock(),
+            clock=self.clock,
             log=EventLog(SystemClock(), self.text),
             make=lambda device, *_: self.drivers[device.device_id],
         )
@@ -174,6 +179,30 @@ def test_a_command_to_nobody_is_refused_and_one_to_a_device_that_hangs_is_not_ta
         assert not bench.drivers["d"].written
 
     run(scene, lambda: Bench("d"))
+
+
+def test_a_command_is_let_go_by_a_device_that_can_and_it_is_read_again():
+    class Relinquisher(FakeDriver):
+        async def relinquish(self, point_id):
+            self.written.append((point_id, None))
+
+    async def scene(bench):
+        await bench.until(lambda: bench.drivers["d"].reads == bench.drivers["plain"].reads == 1)
+        with pytest.raises(Rejected, match="plain cannot let go"):
+            await bench.poller.relinquish("plain", "plain.power")
+        with pytest.raises(Rejected, match="no device"):
+            await bench.poller.relinquish("nobody", "x.power")
+        await bench.poller.relinquish("d", "d.power")
+        await bench.until(lambda: bench.drivers["d"].reads == 2)
+        assert bench.drivers["d"].written == [("d.power", None)]
+
+    def make():
+        bench = Bench(poll_s=3600.0)
+        bench.drivers |= {"d": Relinquisher("d"), "plain": FakeDriver("plain")}
+        bench.make_poller(poll_s=3600.0)
+        return bench
+
+    run(scene, make)
 
 
 def test_the_first_look_waits_for_every_device_also_for_those_that_do_not_answer():

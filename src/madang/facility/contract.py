@@ -6,7 +6,7 @@ sessions with devices.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -83,6 +83,21 @@ class EquipmentDriver(Protocol):
 
     async def close(self) -> None:
         """End the session and leave nothing behind."""
+        ...
+
+
+@runtime_checkable
+class RelinquishingDriver(EquipmentDriver, Protocol):
+    """A driver whose device keeps what each of its commanders wants, and can be told that we want nothing more.
+
+    Most protocols know one value only: there the last command stands until the next one.
+    """
+
+    async def relinquish(self, point_id: str) -> None:
+        """Let go of what was commanded, also in an earlier session; what holds then is the device's.
+
+        Raises Rejected when the point cannot be commanded, Unavailable when the device did not take it.
+        """
         ...
 
 

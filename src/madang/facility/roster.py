@@ -18,6 +18,8 @@ from madang.facility.contract import Device, EquipmentDriver, Listener, PlantPor
 from madang.facility.profile import Profile
 
 DRIVERS = ("bacnet", "modbus", "mqtt", "nut", "opcua", "redfish", "snmp")
+RELINQUISHERS = frozenset({"bacnet"})
+"""Drivers that are `RelinquishingDriver`s: what a site file says is checked before any of them is made."""
 LISTENERS = {"snmp": "traps"}
 """Drivers whose devices are listened to, and the module of each that does."""
 

@@ -7,11 +7,11 @@ own time-out and at most one exchange at a time.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from madang.core import Clock, Rejected, Unavailable, ns_to_s, s_to_ns
-from madang.facility.contract import Device, EquipmentDriver, Hint, Secret
+from madang.facility.contract import Device, EquipmentDriver, Hint, RelinquishingDriver, Secret
 from madang.facility.profile import Profile
 from madang.facility.roster import make_driver
 from madang.model import Quality, Sample
@@ -244,12 +244,30 @@ class Poller:
             Rejected: unknown device or point, or a value that the profile or the device does not allow.
             Unavailable: the device did not take it.
         """
+        await self._command(device_id, point_id, lambda driver: driver.write(point_id, value))
+
+    async def relinquish(self, device_id: str, point_id: str) -> None:
+        """Let go of what was commanded to a point of a device, and read it again soon.
+
+        Raises:
+            Rejected: unknown device or point, or a device that cannot let go of a command.
+            Unavailable: the device did not take it.
+        """
+
+        def let_go(driver: EquipmentDriver) -> Awaitable[None]:
+            if not isinstance(driver, RelinquishingDriver):
+                raise Rejected(f"the device {device_id} cannot let go of a command")
+            return driver.relinquish(point_id)
+
+        await self._command(device_id, point_id, let_go)
+
+    async def _command(self, device_id: str, point_id: str, act: Callable[[EquipmentDriver], Awaitable[None]]) -> None:
         driver = self._drivers.get(device_id)
         if driver is None:
             raise Rejected(f"there is no device {device_id!r}")
         try:
             async with asyncio.timeout(HANG_FACTOR * self.states[device_id].device.timeout_s + 1.0):
-                await driver.write(point_id, value)
+                await act(driver)
         except TimeoutError as error:
             raise Unavailable(f"the device {device_id} did not answer the command to {point_id}") from error
         self.hurry(device_id)
