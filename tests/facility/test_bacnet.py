@@ -8,7 +8,7 @@ import pytest
 from tests.facility.facility_parts import TwinRun, make_device, read_device
 
 from madang.core import Rejected, Unavailable
-from madang.facility.contract import Secret, TwinFault
+from madang.facility.contract import RelinquishingDriver, Secret, TwinFault
 from madang.facility.profile import load_profile
 from madang.facility.roster import make_driver
 from madang.testing.facility_contract import FacilityReadContract, FacilityWriteContract
@@ -70,6 +70,22 @@ def test_a_command_has_a_priority_and_is_given_up():
         return held, run.twin.priorities, run.twin.relinquished
 
     assert play({"priority": 12}, scene) == ({"temperature_setpoint": 12}, {}, ["temperature_setpoint"])
+
+
+def test_the_next_session_gives_up_what_an_earlier_one_commanded():
+    async def scene(run, driver):
+        await driver.write("unit1.temperature_setpoint", 9.0)
+        later = make_driver(
+            msgspec.structs.replace(run.device, address=run.twin.address), run.profile, Secret(), run.clock
+        )
+        assert isinstance(later, RelinquishingDriver)
+        try:
+            await later.relinquish("unit1.temperature_setpoint")
+        finally:
+            await later.close()
+        return run.twin.priorities, run.twin.relinquished
+
+    assert play({}, scene) == ({}, ["temperature_setpoint"])
 
 
 @pytest.mark.parametrize(("is_asked", "expected"), [(True, ["enable"]), (False, [])])

@@ -1,11 +1,13 @@
 """Site files: what a person may write, what comes of it, and how mistakes are named."""
 
+import importlib
 from pathlib import Path
 
 import pytest
 
 from madang.core import Rejected
 from madang.facility.profile import PointSpec, Profile, list_profiles
+from madang.facility.roster import DRIVERS, RELINQUISHERS
 from madang.facility.site_file import load_site_file, parse_site_file
 from madang.facility.tariff_files import load_tariff_book
 from madang.model import EdgeKind, EquipmentKind, PointKind, Quantity
@@ -104,6 +106,40 @@ def fake_profile(driver: str, name: str, folder: Path) -> Profile:
 
 def parse(text: str):
     return parse_site_file(text, "site.toml", Path(), fake_profile)
+
+
+def let_go(driver: str, kind: str = "setpoint", more: str = "") -> str:
+    """Return a file whose actuator lets go of its command, behind a device of some driver."""
+    text = TEXT.replace('driver = "snmp"', f'driver = "{driver}"').replace('kind = "cap"', f'kind = "{kind}"')
+    return text.replace('target = "node1"', f'target = "node1"\nis_relinquished = true\n{more}')
+
+
+def test_a_command_can_be_let_go_where_the_protocol_can() -> None:
+    assert parse(let_go("bacnet")).plan.actuators[0].is_relinquished
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (let_go("snmp"), "devices of snmp cannot let go"),
+        (let_go("bacnet", kind="cap"), "stands at a cap"),
+        (let_go("bacnet", more="value_rest = 5"), "beside value_rest"),
+    ],
+)
+def test_a_command_that_cannot_be_let_go_is_refused(text: str, message: str) -> None:
+    with pytest.raises(Rejected, match=message):
+        parse(text)
+
+
+def test_the_roster_knows_who_can_let_go_of_a_command() -> None:
+    able = set()
+    for driver in DRIVERS:
+        module = importlib.import_module(f"madang.facility.{driver}.driver")
+        [kind] = [
+            one for name, one in vars(module).items() if name.endswith("Driver") and one.__module__ == module.__name__
+        ]
+        able |= {driver} if hasattr(kind, "relinquish") else set()
+    assert able == RELINQUISHERS
 
 
 def test_a_file_becomes_a_site() -> None:

@@ -54,6 +54,7 @@ class FakePoller:
     def __init__(self, ports, points):
         self.ports, self.points = ports, points
         self.written = []
+        self.relinquished = []
         self.is_away = False
 
     async def wait_first(self):
@@ -64,6 +65,11 @@ class FakePoller:
             raise Unavailable(f"{device_id} does not answer")
         self.written.append((point_id, value))
         self.ports[device_id].set(self.points[device_id][point_id], value)
+
+    async def relinquish(self, device_id, point_id):
+        if self.is_away:
+            raise Unavailable(f"{device_id} does not answer")
+        self.relinquished.append((device_id, point_id))
 
 
 class Box:

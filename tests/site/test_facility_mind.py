@@ -298,6 +298,32 @@ def test_a_setpoint_of_the_site_file_is_written_within_its_bounds_and_falls_back
     play(tmp_path, scene, edit=lambda text: text.replace("\n[[pue]]", SETPOINT + "\n[[pue]]"))
 
 
+def test_a_setpoint_that_is_let_go_is_relinquished_when_nobody_asks_any_more(tmp_path):
+    target = "cooling_1.temperature_setpoint"
+    text = SETPOINT.replace("value_rest = 20", "is_relinquished = true")
+    asked = Request(
+        request_id="kim-1", requester="kim", verb=Verb.SETPOINT, target=target, value=23.0, ttl_s=30.0, reason="trial"
+    )
+
+    def edit(site):
+        # The twin's protocol has no priorities; nothing of it is spoken here.
+        begin, _, rest = site.replace("\n[[pue]]", text + "\n[[pue]]").partition("[device.cooling_1]")
+        rest = rest.replace('driver = "modbus"', 'driver = "bacnet"', 1).replace('"cooling_unit"', '"chiller"', 1)
+        return f"{begin}[device.cooling_1]{rest}"
+
+    async def scene(box):
+        box.mind.ask(asked)
+        await box.tick(2)
+        assert box.poller.written == [(target, 23.0)]
+        await box.tick(20)
+        assert box.poller.relinquished == []
+        await box.tick(20)
+        assert box.poller.relinquished == [("cooling_1", target)]
+        assert box.poller.written == [(target, 23.0)], "nothing is written in its place"
+
+    play(tmp_path, scene, edit=edit)
+
+
 def test_too_many_requests_wait_for_nobody(tmp_path):
     async def scene(box):
         asked = Request(request_id="kim-1", requester="kim", verb=Verb.DRAIN, target=NODE, reason="trial")

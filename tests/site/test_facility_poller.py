@@ -3,17 +3,18 @@
 import asyncio
 import io
 import json
+import selectors
 
 import msgspec
 import pytest
 
 from madang.core import Rejected, Unavailable
-from madang.facility.contract import Device, Secret
+from madang.facility.contract import Device, Hint, Secret
 from madang.facility.profile import PointSpec, Profile
 from madang.model import Quality, Quantity, Sample
 from madang.runtime.clock import SystemClock
 from madang.runtime.telemetry import EventLog
-from madang.site.facility.poller import Poller
+from madang.site.facility.poller import HINT_REST_S, SECOND_LOOK_S, Poller
 
 HANG_S = 60.0
 """A hang detector, no goal."""
@@ -25,8 +26,10 @@ PROFILE = Profile(
 class FakeDriver:
     """Answers, hangs or is away, as it is told."""
 
-    def __init__(self, name):
+    def __init__(self, name, took_s=0.0):
         self.name = name
+        self.took_s = took_s
+        self.begun_s = []
         self.is_hanging = self.is_away = self.is_closed = False
         self.reads = 0
         self.written = []
@@ -34,6 +37,9 @@ class FakeDriver:
 
     async def read(self):
         self.reads += 1
+        self.begun_s.append(asyncio.get_running_loop().time())
+        if self.took_s:
+            await asyncio.sleep(self.took_s)
         if self.is_hanging:
             try:
                 await asyncio.Event().wait()
@@ -60,11 +66,16 @@ class FakeDriver:
 class Bench:
     """A poller with fake drivers, all it handed on, and what it logged."""
 
-    def __init__(self, *names, poll_s=0.01, timeout_s=0.01):
-        self.drivers = {name: FakeDriver(name) for name in names}
+    def __init__(self, *names, poll_s=0.01, timeout_s=0.01, took_s=0.0, clock=None):
+        self.drivers = {name: FakeDriver(name, took_s) for name in names}
         self.samples = []
         self.news = asyncio.Event()
         self.text = io.StringIO()
+        self.clock = clock or SystemClock()
+        self.make_poller(poll_s=poll_s, timeout_s=timeout_s)
+
+    def make_poller(self, poll_s, timeout_s=0.01):
+        names = tuple(self.drivers)
         devices = tuple(
             Device(
                 device_id=name, driver="modbus", address="127.0.0.1:1", profile="p", equipment=name, poll_s=poll_s,
@@ -77,7 +88,7 @@ class Bench:
             profiles=dict.fromkeys(names, PROFILE),
             find_secret=lambda _: Secret(),
             take=self._take,
-            clock=SystemClock(),
+            clock=self.clock,
             log=EventLog(SystemClock(), self.text),
             make=lambda device, *_: self.drivers[device.device_id],
         )
@@ -170,6 +181,30 @@ def test_a_command_to_nobody_is_refused_and_one_to_a_device_that_hangs_is_not_ta
     run(scene, lambda: Bench("d"))
 
 
+def test_a_command_is_let_go_by_a_device_that_can_and_it_is_read_again():
+    class Relinquisher(FakeDriver):
+        async def relinquish(self, point_id):
+            self.written.append((point_id, None))
+
+    async def scene(bench):
+        await bench.until(lambda: bench.drivers["d"].reads == bench.drivers["plain"].reads == 1)
+        with pytest.raises(Rejected, match="plain cannot let go"):
+            await bench.poller.relinquish("plain", "plain.power")
+        with pytest.raises(Rejected, match="no device"):
+            await bench.poller.relinquish("nobody", "x.power")
+        await bench.poller.relinquish("d", "d.power")
+        await bench.until(lambda: bench.drivers["d"].reads == 2)
+        assert bench.drivers["d"].written == [("d.power", None)]
+
+    def make():
+        bench = Bench(poll_s=3600.0)
+        bench.drivers |= {"d": Relinquisher("d"), "plain": FakeDriver("plain")}
+        bench.make_poller(poll_s=3600.0)
+        return bench
+
+    run(scene, make)
+
+
 def test_the_first_look_waits_for_every_device_also_for_those_that_do_not_answer():
     async def scene(bench):
         bench.drivers["bad"].is_hanging = True
@@ -185,3 +220,121 @@ def test_a_site_without_devices_waits_for_none():
         await bench.poller.wait_first()
 
     run(scene, Bench)
+
+
+# Hints, in virtual time
+
+
+class SkippingSelector(selectors.DefaultSelector):
+    """Lets the time that a loop would wait for be over at once; there are no sockets here."""
+
+    now_s = 1000.0
+
+    def select(self, timeout=None):
+        assert timeout is not None, "everybody waits for nothing"
+        self.now_s += max(0.0, timeout)
+        return super().select(0)
+
+
+class LoopClock:
+    """The time of the running loop."""
+
+    def monotonic_ns(self):
+        return round(asyncio.get_running_loop().time() * 1e9)
+
+    def wall_s(self):
+        return asyncio.get_running_loop().time()
+
+
+def play(scene, **options):
+    """Run a scene with one device `d`, in virtual time; returns what it returns."""
+
+    async def whole():
+        bench = Bench("d", timeout_s=100.0, clock=LoopClock(), **options)
+        [loop] = bench.poller.loops().values()
+        task = asyncio.create_task(loop)
+        await bench.poller.wait_first()
+        try:
+            return await scene(bench, bench.drivers["d"])
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    selector = SkippingSelector()
+    loop = asyncio.SelectorEventLoop(selector)
+    loop.time = lambda: selector.now_s
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(whole())
+
+
+def hint(word="on_battery"):
+    return Hint(device_id="d", word=word, received_at_s=1.0)
+
+
+def test_a_hint_is_followed_by_a_reading_at_once_and_by_a_second_look():
+    async def scene(bench, driver):
+        await asyncio.sleep(100.0)
+        told_s = asyncio.get_running_loop().time()
+        assert bench.poller.take_hint(hint())
+        await asyncio.sleep(SECOND_LOOK_S + 20.0)
+        return [round(at_s - told_s, 3) for at_s in driver.begun_s]
+
+    assert play(scene, poll_s=3600.0) == [-100.0, 0.0, SECOND_LOOK_S]
+
+
+def test_an_early_reading_does_not_put_off_the_usual_one():
+    async def scene(bench, driver):
+        began_s = driver.begun_s[0]
+        await asyncio.sleep(50.0)
+        bench.poller.hurry("d")
+        await asyncio.sleep(75.0)
+        return [round(at_s - began_s, 3) for at_s in driver.begun_s]
+
+    assert play(scene, poll_s=60.0) == [0.0, 50.0, 60.0, 120.0]
+
+
+@pytest.mark.parametrize("took_s", [0.0, 0.4, 3.0])
+def test_a_storm_of_hints_wakes_one_reading_a_second_at_most_and_usual_ones_go_on(took_s):
+    storm_s, poll_s = 60.0, 10.0
+
+    async def scene(bench, driver):
+        await asyncio.sleep(poll_s / 2)
+        began_s, before = asyncio.get_running_loop().time(), driver.reads
+        woke = 0
+        for _ in range(int(storm_s / 0.01)):
+            woke += bench.poller.take_hint(hint())
+            await asyncio.sleep(0.01)
+        last_s = asyncio.get_running_loop().time() - 0.01
+        usual = int(storm_s / poll_s)
+        during = driver.reads - before
+        await asyncio.sleep(2 * (HINT_REST_S + took_s))
+        return during, usual, woke, driver.begun_s[-1] - last_s, last_s - began_s
+
+    during, usual, woke, after_s, lasted_s = play(scene, poll_s=poll_s, took_s=took_s)
+    cycle_s = took_s + max(HINT_REST_S, took_s)
+    assert lasted_s >= storm_s - 1.0
+    assert storm_s / cycle_s - 2 - usual <= during <= storm_s / cycle_s + usual + 2
+    assert woke <= during + 1
+    assert 0.0 <= after_s <= HINT_REST_S + 2 * took_s, "the last hint is followed by a reading too"
+
+
+def test_a_hint_that_comes_while_the_device_is_read_is_followed_by_another_reading():
+    async def scene(bench, driver):
+        await asyncio.sleep(10.0)
+        assert bench.poller.take_hint(hint())
+        await asyncio.sleep(1.0)
+        assert bench.poller.take_hint(hint("alarm_added")), "the reading under way may have been too early"
+        assert not bench.poller.take_hint(hint("alarm_added"))
+        await asyncio.sleep(4.0 + HINT_REST_S)
+        return driver.reads
+
+    assert play(scene, poll_s=3600.0, took_s=2.0) == 3
+
+
+def test_a_hint_about_nobody_wakes_nobody():
+    async def scene(bench, driver):
+        assert not bench.poller.take_hint(Hint(device_id="nobody", word="x", received_at_s=1.0))
+        await asyncio.sleep(10.0)
+        return driver.reads
+
+    assert play(scene, poll_s=3600.0) == 1

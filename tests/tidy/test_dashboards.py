@@ -24,7 +24,7 @@ GROUP = re.compile(r"by \(([^)]*)\)")
 
 
 class FakeFacility:
-    """A fake: one good reading of each quantity, every fact known, one device, no alarm."""
+    """A fake: one good reading of each quantity, every fact known, one device, which is listened to, no alarm."""
 
     def __init__(self) -> None:
         fact = Fact(value=1.0, quality=Quality.GOOD)
@@ -39,6 +39,9 @@ class FakeFacility:
             samples[name] = Sample(point_id=name, value=1.0, observed_at_s=0.0, quality=Quality.GOOD)
         self.book = SimpleNamespace(points=points, samples=lambda now_s: samples)
         self.poller = SimpleNamespace(states={"d": SimpleNamespace(is_answering=True)})
+        self.notifications = SimpleNamespace(
+            list_drivers=lambda: {"snmp": True}, count=lambda driver: {"woke": 1, "malformed": 0}
+        )
         self.alarms = SimpleNamespace(list_alarms=lambda: ())
         envelope = Envelope(site=SiteId("daegu"), generation=1, issued_at_s=0.0, valid_until_s=1.0)
         self.allowed = SimpleNamespace(envelope=envelope, limits=Limits)

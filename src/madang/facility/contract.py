@@ -5,8 +5,8 @@ formats. Implemented by each folder of `madang.facility`; called by the site pro
 sessions with devices.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -83,6 +83,80 @@ class EquipmentDriver(Protocol):
 
     async def close(self) -> None:
         """End the session and leave nothing behind."""
+        ...
+
+
+@runtime_checkable
+class RelinquishingDriver(EquipmentDriver, Protocol):
+    """A driver whose device keeps what each of its commanders wants, and can be told that we want nothing more.
+
+    Most protocols know one value only: there the last command stands until the next one.
+    """
+
+    async def relinquish(self, point_id: str) -> None:
+        """Let go of what was commanded, also in an earlier session; what holds then is the device's.
+
+        Raises Rejected when the point cannot be commanded, Unavailable when the device did not take it.
+        """
+        ...
+
+
+class Hint(msgspec.Struct, frozen=True, kw_only=True):
+    """That a device told something by itself: a reason to read it now, never a value.
+
+    Attributes:
+        device_id: which one.
+        word: what it told, in a word, or as its protocol names it.
+        received_at_s: wall time.
+    """
+
+    device_id: str
+    word: str
+    received_at_s: float
+
+
+class Listener(Protocol):
+    """Hears what the devices of one protocol tell by themselves, and believes only those that it was made for.
+
+    It keeps at most one hint for each device that nobody has taken, and looks into a bounded number of messages a
+    second, whoever sends them.
+    """
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        ...
+
+    @property
+    def is_listening(self) -> bool:
+        """True between a start that succeeded and the stop."""
+        ...
+
+    @property
+    def deaf_to(self) -> Sequence[str]:
+        """Devices that it can never hear as the site names them, sorted."""
+        ...
+
+    @property
+    def rejected(self) -> Mapping[str, int]:
+        """What was heard and not believed since the start, by reason; every reason is there, also at 0."""
+        ...
+
+    @property
+    def merged(self) -> int:
+        """Hints that a newer one of the same device replaced before anybody took them."""
+        ...
+
+    async def start(self) -> None:
+        """Listen; raises Unavailable saying why it cannot."""
+        ...
+
+    async def next_hint(self) -> Hint:
+        """Return the oldest hint that has not been taken; waits for one."""
+        ...
+
+    async def stop(self) -> None:
+        """Listen no longer; leave nothing behind."""
         ...
 
 

@@ -16,10 +16,11 @@ import msgspec
 from madang.core import NodeId, Rejected, check_site_name
 from madang.facility.contract import Device
 from madang.facility.profile import Profile, load_profile
-from madang.facility.roster import DRIVERS
+from madang.facility.roster import DRIVERS, RELINQUISHERS
 from madang.model import Edge, EdgeKind, Equipment, EquipmentKind, Point, Ratings, SiteModel
 from madang.model.facility_site import (
     Actuator,
+    ActuatorKind,
     AlarmOverride,
     Battery,
     PueMeters,
@@ -146,6 +147,8 @@ class _Reader:
         edges = tuple(edge for owner, row in rows.items() for edge in self._edges(owner, row, rows))
         devices, profiles = self._devices(raw, rows)
         points, point_devices = self._points(devices, profiles, rows)
+        plan = self._plan(raw)
+        self._check_relinquished(plan, {one.device_id: one.driver for one in devices}, point_devices)
         return SiteFile(
             title=head.title,
             model=SiteModel(
@@ -157,7 +160,7 @@ class _Reader:
             devices=devices,
             profiles=profiles,
             point_devices=point_devices,
-            plan=self._plan(raw),
+            plan=plan,
         )
 
     def _plan(self, raw: Mapping[str, Any]) -> SitePlan:
@@ -173,6 +176,20 @@ class _Reader:
             pue=tuple(self._convert(one, PueMeters, f"[[pue]] number {n}") for n, one in enumerate(meters, 1)),
             contract=None if contract is None else self._convert(contract, SupplyContract, "[contract]"),
         )
+
+    def _check_relinquished(self, plan: SitePlan, drivers: Mapping[str, str], point_devices: Mapping[str, str]) -> None:
+        for one in plan.actuators:
+            if not one.is_relinquished:
+                continue
+            place = f"[actuator.{one.actuator_id}] is_relinquished"
+            if one.kind is not ActuatorKind.SETPOINT:
+                self._refuse(f"{place} stands at a {one.kind.value}", "only what a setpoint commands can be let go")
+            if one.value_rest is not None:
+                self._refuse(f"{place} stands beside value_rest", "leave one of them out")
+            driver = drivers.get(point_devices.get(one.point_id, ""), "")
+            if driver and driver not in RELINQUISHERS:
+                expected = f"give value_rest instead; only {', '.join(sorted(RELINQUISHERS))} can"
+                self._refuse(f"{place}: devices of {driver} cannot let go of a command", expected)
 
     def _named(self, raw: Mapping[str, Any], table: str, kind: type[T], key: str) -> tuple[T, ...]:
         """Return the tables of a kind; what stands after the dot of a table's head fills its `key`."""

@@ -25,6 +25,8 @@ _RELAY_OFFSET = 40
 _PLANT_OFFSET = 60
 PLANT_PORTS = 8
 """Simulated devices of a site."""
+_TRAP_OFFSET = 9
+"""From a site's first plant port to where it hears notifications of its simulated devices."""
 _PORTS_MAX = 100
 """Ports that a federation may use from its base port on; two of them side by side are this far apart."""
 
@@ -49,6 +51,11 @@ class SiteLayout(msgspec.Struct, frozen=True, kw_only=True):
     nats_monitor_port: int
     node_port: int | None = None
     plant_port: int | None = None
+
+    @property
+    def trap_port(self) -> int:
+        """Where the site hears notifications of its simulated devices (UDP); 0 without any."""
+        return 0 if self.plant_port is None else self.plant_port + _TRAP_OFFSET
 
     @property
     def is_entry_only(self) -> bool:
@@ -141,6 +148,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
             if site.plant_port is not None:
                 devices = range(site.plant_port, site.plant_port + PLANT_PORTS)
                 found |= {port: f"a simulated device of {site.name}" for port in devices}
+                found[site.trap_port] = f"the notifications of {site.name}'s simulated devices"
         found |= {link.listen_port: f"the relay from {link.site} to {link.other}" for link in self.links}
         return found
 

@@ -154,6 +154,7 @@ address = "{host}:{ups}"
 profile = "ups_rfc1628_single"
 equipment = "ups"
 secret = "ups"
+options = {{ "twin.notify" = "{host}:{traps}" }}
 poll_s = 2
 is_simulated = true
 
@@ -266,6 +267,7 @@ def render_facility(site: SiteLayout) -> str:
         title=_TITLES.get(site.name, site.name),
         node=node_name(site),
         host=HOST,
+        traps=site.trap_port,
         **ports,
     )
 
@@ -297,6 +299,8 @@ def with_facility(settings: SiteSettings, site: SiteLayout) -> SiteSettings:
         facility_file=facility_path(site),
         facility_secrets_dir=secrets_dir(site),
         facility_armed=armed_actuators(site),
+        facility_trap_host=HOST,
+        facility_trap_port=site.trap_port,
     )
 
 

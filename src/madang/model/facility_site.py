@@ -34,6 +34,8 @@ class Actuator(msgspec.Struct, frozen=True, kw_only=True):
         readback_id: the point that shows whether it happened; may be the commanded point itself.
         value_low, value_high: what may be commanded, in the point's unit; None: what the profile allows.
         value_rest: what it returns to when a request lapses or an isolation is ended; None: it is left alone.
+        is_relinquished: of a setpoint, in place of `value_rest`: when a request lapses the command is let go, and what
+            the device does by itself, or others of lower priority want, holds again.
         confirm_s: how long the device may take to act; management controllers take seconds.
     """
 
@@ -46,6 +48,7 @@ class Actuator(msgspec.Struct, frozen=True, kw_only=True):
     value_low: float | None = None
     value_high: float | None = None
     value_rest: float | None = None
+    is_relinquished: bool = False
     confirm_s: float = 10.0
 
 

@@ -76,6 +76,9 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         facility_armed: actuators that are armed from the start, `NODE.cap`, `NODE.state`, `SITE.shed`, `SITE.spill`, …;
             all others only say what they would do, until somebody arms them.
         facility_notify_file: where alarms are told (webhook, e-mail); none: they are shown and journalled only.
+        facility_trap_host: where notifications of SNMP devices are listened for.
+        facility_trap_port: its UDP port; 0: nobody listens. Below 1024 the program needs CAP_NET_BIND_SERVICE: 1162 is
+            usual, with devices told so or 162 forwarded to it.
     """
 
     name: str
@@ -133,3 +136,5 @@ class SiteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     facility_secrets_dir: Path | None = None
     facility_armed: tuple[str, ...] = ()
     facility_notify_file: Path | None = None
+    facility_trap_host: str = "127.0.0.1"
+    facility_trap_port: int = 0

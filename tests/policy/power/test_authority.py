@@ -8,7 +8,7 @@ from tests.policy.power.power_site import RULES, TOPOLOGY, Site
 from madang.core import NodeId
 from madang.model import ActionState, NodeState, PriorityClass, Quality, Request, SafetyState, Verb
 from madang.policy.power.authority import decide
-from madang.policy.power.state import Approve, AuthorityRules, AuthorityState
+from madang.policy.power.state import Approve, AuthorityRules, AuthorityState, Setpoint
 
 
 def want(verb, target, value=None, *, who="kim", ttl_s=60.0, request_id=""):
@@ -185,6 +185,20 @@ def test_a_setpoint_falls_back_to_its_safe_value(site):
     site.run(11)
     values = [action.request.value for action in site.told(Verb.SETPOINT, ActionState.SENT)]
     assert values == [24.0, 20.0]
+
+
+@pytest.mark.parametrize("has_rule", [True, False])
+def test_a_setpoint_without_a_safe_value_is_let_go_and_one_that_left_the_rules_is_left_alone(has_rule):
+    target = "crac.setpoint_supply"
+    freed = {target: Setpoint(low=18.0, high=27.0, safe=None)}
+    site = Site(has_proposers=False, rules=msgspec.structs.replace(RULES, setpoints=freed))
+    site.tick(want(Verb.SETPOINT, target, 24.0, ttl_s=10.0))
+    if not has_rule:
+        site.rules = msgspec.structs.replace(RULES, setpoints={})
+    site.run(11)
+    sent = [(one.request.requester, one.request.value) for one in site.told(Verb.SETPOINT, ActionState.SENT)]
+    assert sent == [("kim", 24.0), ("authority", None)][: 1 + has_rule]
+    assert site.told(Verb.SETPOINT, ActionState.LAPSED)
 
 
 def test_an_actuator_that_is_not_armed_is_observed_and_counted_as_not_done():

@@ -103,7 +103,7 @@ class BacnetDriver:
             self._commanded.add(one)
 
     async def relinquish(self, point_id: str) -> None:
-        """Give up what was commanded at our priority; raises as `write` does."""
+        """Give up what was commanded at our priority; see `RelinquishingDriver.relinquish`."""
         _, one = self._commandable(point_id)
         async with self._lock:
             await self._write(one, None, f"{point_id} was not relinquished")

@@ -128,7 +128,13 @@ class UsmAgent:
         except Malformed:
             return self._report(message, _CANNOT_DECRYPT, 0, time_s)
         found = answer(pdu)
-        return None if found is None else self._seal(message, found, self._level, context, time_s)
+        return (
+            None if found is None else self._seal(message.message_id, message.user, found, self._level, context, time_s)
+        )
+
+    def notify(self, pdu: Pdu, message_id: int, time_s: int) -> bytes:
+        """Return the message of a notification: its sender is the authoritative engine (RFC 3414, 3.1)."""
+        return self._seal(message_id, self._keys.user, pdu, self._level, b"", time_s)
 
     def _report(self, message: UsmMessage, number: int, flags: int, time_s: int) -> bytes | None:
         if not message.flags & codec.REPORTABLE:
@@ -136,18 +142,18 @@ class UsmAgent:
         self._reports += 1
         counter = ber.encode_integer(self._reports & 0xFFFFFFFF)[2:]
         bind = Bind(ber.encode_oid(_STATS.format(number)), ber.COUNTER32, counter)
-        return self._seal(message, Pdu(REPORT, 0, binds=(bind,)), flags, b"", time_s)
+        return self._seal(message.message_id, message.user, Pdu(REPORT, 0, binds=(bind,)), flags, b"", time_s)
 
-    def _seal(self, message: UsmMessage, pdu: Pdu, flags: int, context: bytes, time_s: int) -> bytes:
+    def _seal(self, message_id: int, user: bytes, pdu: Pdu, flags: int, context: bytes, time_s: int) -> bytes:
         self._salt += 1
         return usm.seal(
             UsmMessage(
-                message_id=message.message_id,
+                message_id=message_id,
                 flags=flags,
                 engine_id=self._engine_id,
                 boots=1,
                 time_s=time_s,
-                user=message.user,
+                user=user,
                 auth=b"",
                 salt=self._salt.to_bytes(8, "big") if flags & PRIV else b"",
                 payload=codec.encode_scoped(self._engine_id, context, codec.encode_pdu(pdu)),

@@ -58,6 +58,10 @@ ERRORS = (
 TOO_BIG, NO_SUCH_NAME, GEN_ERR, WRONG_VALUE, NOT_WRITABLE = 1, 2, 5, 10, 17
 
 
+class OldTrap(Malformed):
+    """A trap of version 1, which is laid out unlike any other PDU: sites are told that a device sends these."""
+
+
 class Bind(NamedTuple):
     """One variable: its object identifier and value as encoded."""
 
@@ -175,7 +179,7 @@ def decode_pdu(data: bytes, at: int, end: int) -> Pdu:
     if not GET <= kind <= REPORT:
         raise Malformed(f"type {kind:#04x} is no PDU")
     if kind == GET + 4:
-        raise Malformed("a trap of version 1")
+        raise OldTrap("a trap of version 1")
     request_id, at = ber.read_integer(data, at, end)
     status, at = ber.read_integer(data, at, end)
     index, at = ber.read_integer(data, at, end)

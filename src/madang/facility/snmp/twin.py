@@ -1,22 +1,24 @@
-"""A simulated SNMP agent, read by any manager of the versions 1, 2c and 3.
+"""A simulated SNMP agent, read by any manager of the versions 1, 2c and 3; a UPS tells by itself what happens to it.
 
 Owns the socket and the faults. Refuses to know physics: values come from a plant by the profile's names. Called by
 the plant twin and tests.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from madang.core import Rejected, Unavailable
 from madang.facility.address import split_address
 from madang.facility.contract import Device, PlantPort, Secret, TwinFault
 from madang.facility.profile import PointSpec, Profile
-from madang.facility.snmp import agent, ber, codec, usm
+from madang.facility.snmp import agent, ber, codec, twin_traps, usm
 from madang.facility.snmp.agent import Objects, UsmAgent
 from madang.facility.snmp.ber import Malformed
 from madang.facility.snmp.codec import Bind, Pdu, UsmMessage
 from madang.facility.snmp.driver import OPTIONS, encode_value, parse_ref, security_options
 from madang.facility.snmp.security import make_security
+from madang.facility.snmp.twin_traps import UpsHerald
 from madang.model import PointKind
 
 LATE_MAX = 64
@@ -36,7 +38,8 @@ class SnmpTwin(asyncio.DatagramProtocol):
     """An agent with the objects of a profile.
 
     Args:
-        device: where it listens, and what of the profile it has.
+        device: where it listens, what of the profile it has, and with the option `twin.notify` (`host:port`) to whom
+            it sends notifications.
         profile: its points.
         secret: whom it answers.
         plant: what it measures and commands.
@@ -61,6 +64,12 @@ class SnmpTwin(asyncio.DatagramProtocol):
         self._by_oid = _assign(self._specs, self._refs)
         self._constants = agent.constant_values({**_SYSTEM, **profile.options})
         self._objects = Objects([*self._by_oid, *self._constants, _UPTIME], self._read, self._write)
+        sink = str(device.options.get(twin_traps.OPTION, ""))
+        self._sink = twin_traps.parse_sink(sink) if sink else None
+        self._herald = UpsHerald(self._specs, self._value) if sink else None
+        self._trap_community = secret.words.get("trap_community", "") or self._communities[0]
+        self._trap_id = 0
+        self._watch: asyncio.Task[None] | None = None
         self._fault: TwinFault | None = None
         self._frozen: dict[str, float | None] = {}
         self._former = b""
@@ -87,9 +96,16 @@ class SnmpTwin(asyncio.DatagramProtocol):
         self._clock, self._started_s = loop.time, loop.time()
         if self._passwords is not None:
             self._usm = UsmAgent(_ENGINE_ID + str(self._port).encode(), self._passwords)
+        if self._herald is not None:
+            self._watch = loop.create_task(self._notify(self._herald), name=f"notifications_of_{self.address}")
 
     async def stop(self) -> None:
         """Close the socket."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watch
         for handle in self._late:
             handle.cancel()
         self._late.clear()
@@ -120,6 +136,24 @@ class SnmpTwin(asyncio.DatagramProtocol):
             return
         for message in self._spoil(answer):
             self._send(message, addr)
+
+    async def _notify(self, herald: UpsHerald) -> None:
+        """Tell for ever what changed; one that is silent does not."""
+        while True:
+            now_s = self._clock() - self._started_s
+            for binds in herald.look(now_s):
+                if self._sink is not None and not self._has_fault("silent"):
+                    self._send(self._wrap_notification(Pdu(codec.TRAP, self._next_trap_id(), binds=binds)), self._sink)
+            await asyncio.sleep(twin_traps.LOOK_S)
+
+    def _next_trap_id(self) -> int:
+        self._trap_id = self._trap_id + 1 & 0x7FFFFFFF
+        return self._trap_id
+
+    def _wrap_notification(self, pdu: Pdu) -> bytes:
+        if self._usm is not None:
+            return self._usm.notify(pdu, pdu.request_id, int(self._clock() - self._started_s))
+        return codec.encode_community(codec.V2C, self._trap_community.encode(), codec.encode_pdu(pdu))
 
     def _send(self, message: bytes, addr: tuple[str, int]) -> None:
         if self._transport is not None:
@@ -177,7 +211,7 @@ class SnmpTwin(asyncio.DatagramProtocol):
         spec, share = self._by_oid[oid]
         if self._has_fault("half", spec.name):
             return None
-        value = self._frozen[spec.name] if spec.name in self._frozen else self._plant.get(spec.name)
+        value = self._value(spec.name)
         if value is None or self._has_fault("sentinel", spec.name):
             if not spec.sentinels:
                 return None
@@ -186,6 +220,9 @@ class SnmpTwin(asyncio.DatagramProtocol):
             raw = (value - spec.offset) / spec.scale / share
         bind = encode_value(spec, oid, raw)
         return bind.tag, bind.content
+
+    def _value(self, name: str) -> float | None:
+        return self._frozen[name] if name in self._frozen else self._plant.get(name)
 
     def _write(self, bind: Bind) -> int:
         spec, _ = self._by_oid.get(bind.oid, (None, 1))

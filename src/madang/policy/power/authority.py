@@ -11,7 +11,7 @@ What holds of every decision:
 - Silence raises nothing: a cap that nobody asks for any more stays as it is until its requester or a person takes it
   back, and never lies above the node's share of its breakers; drains and stops stay likewise. Shedding and spilling
   lapse with their TTL, to batch shed while the site is not safe. BMCs keep the last cap when this program dies, and
-  readers of an envelope that ran out shed batch by themselves. A setpoint falls back to its safe value.
+  readers of an envelope that ran out shed batch by themselves. A setpoint falls back to its safe value, or is let go.
 - Nothing is raised, resumed or taken back on readings that are stale or bad.
 - While somebody is inside, a door is open or forced, or nobody can tell, nothing is switched: no isolation, no
   setpoint, no start. Caps, drains and orderly stops go on; they switch no circuit.
@@ -371,9 +371,10 @@ def _lapse(work: Work) -> None:
             continue
         del work.holds[key]
         _say(work, request, ActionState.LAPSED, work.now_s, "nobody asks for it any more")
-        if request.verb is Verb.SETPOINT:
-            safe = work.rules.setpoints[request.target].safe if request.target in work.rules.setpoints else None
-            _tell(work, Verb.SETPOINT, request.target, safe, ActionState.SENT, "back to its safe value")
+        if request.verb is Verb.SETPOINT and request.target in work.rules.setpoints:
+            safe = work.rules.setpoints[request.target].safe
+            reason = "back to its safe value" if safe is not None else "let go: the device falls back by itself"
+            _tell(work, Verb.SETPOINT, request.target, safe, ActionState.SENT, reason)
     for request_id, hold in list(work.awaiting.items()):
         if work.now_s >= hold.until_s:
             del work.awaiting[request_id]

@@ -20,11 +20,15 @@ AUTHORITY = "authority"
 
 
 class Setpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be written to one setpoint, and what it falls back to when nobody asks any more."""
+    """What may be written to one setpoint, and what it falls back to when nobody asks any more.
+
+    Attributes:
+        safe: None: the command is let go, and the device falls back by itself.
+    """
 
     low: float
     high: float
-    safe: float
+    safe: float | None
 
 
 class AuthorityRules(msgspec.Struct, frozen=True, kw_only=True):

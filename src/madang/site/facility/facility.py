@@ -1,6 +1,7 @@
 """A site's facility as a whole: made from its file, run beside the other parts of the site program.
 
-Owns the wiring of poller, alarms, authority and meters. Refuses to do their work. A site without a file has none.
+Owns the wiring of poller, listeners, alarms, authority and meters. Refuses to do their work. A site without a file has
+none.
 """
 
 from collections.abc import Callable, Coroutine
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from madang.core import Clock, NodeId, Rejected, SiteId
+from madang.facility.contract import Listener
+from madang.facility.roster import make_listener
 from madang.facility.site_file import SiteFile, load_site_file
 from madang.facility.tariff_files import make_tariff_book, read_tables
 from madang.machine.alarm_defaults import default_rules
@@ -21,15 +24,19 @@ from madang.runtime.device_secrets import find_secret
 from madang.runtime.telemetry import EventLog
 from madang.site.facility.alarm_desk import AlarmDesk
 from madang.site.facility.allowed import Allowed
+from madang.site.facility.hints import make_hints
 from madang.site.facility.meter_sender import MeterSender
 from madang.site.facility.meters import MeterLog, SiteTerms
 from madang.site.facility.mind import Mind
+from madang.site.facility.notifications import Notifications
 from madang.site.facility.notify import Notifier, NotifySettings, load_notify
 from madang.site.facility.poller import Poller
 from madang.site.facility.world import NodeUse, World
 from madang.site.guard import GuardedStore
 from madang.site.settings import SiteSettings
 from madang.wire.bus import TABLES_BYTES_MAX
+
+PORT_MAX = 65535
 
 
 class Facility:
@@ -54,7 +61,9 @@ class Facility:
         self.file = file
         self.now_s = clock.wall_s
         self.allowed = allowed
-        self.book = SampleBook(file.model.points)
+        listeners = make_listeners(file, settings, clock)
+        hints = make_hints(file.devices, listeners, file.model.points)
+        self.book = SampleBook((*file.model.points, *hints.points))
         rules = override_rules(file.model, default_rules(file.model), file.plan.alarms)
         notify = load_notify(settings.facility_notify_file) if settings.facility_notify_file else NotifySettings()
         self.alarms = AlarmDesk(
@@ -64,15 +73,16 @@ class Facility:
             clock=clock,
             log=log,
         )
-        secrets_dir = settings.facility_secrets_dir or settings.state_dir / "secrets"
         self.poller = Poller(
             devices=file.devices,
             profiles=file.profiles,
-            find_secret=partial(find_secret, secrets_dir),
+            find_secret=partial(find_secret, find_secrets_dir(settings)),
             take=self._take,
             clock=clock,
             log=log,
+            hints=hints,
         )
+        self.notifications = Notifications(listeners, tell=self.poller.take_hint, log=log)
         terms = find_terms(file, settings.facility_file)
         self.meters = MeterLog(book=self.book, store=store, clock=clock, terms=terms)
         self.meter_sender = MeterSender(site=site, bus=bus, store=store, log=log)
@@ -105,6 +115,7 @@ class Facility:
         """Return every loop by name; all of them run until cancelled."""
         return {
             **self.poller.loops(),
+            **self.notifications.loops(),
             "alarms": self.alarms.run(),
             "authority": self.mind.run(),
             "meters": self.meters.run(self.meter_sender.written.rise),
@@ -115,6 +126,29 @@ class Facility:
         """End what is still under way."""
         await self.mind.stop()
         await self.alarms.stop()
+
+
+def find_secrets_dir(settings: SiteSettings) -> Path:
+    """Return where what devices want to know is kept."""
+    return settings.facility_secrets_dir or settings.state_dir / "secrets"
+
+
+def make_listeners(file: SiteFile, settings: SiteSettings, clock: Clock) -> dict[str, Listener]:
+    """Return what hears devices by themselves, by driver; empty where no port is configured.
+
+    Raises Rejected for a port that is none, or a device whose secret has no words for its notifications.
+    """
+    port = settings.facility_trap_port
+    if not port:
+        return {}
+    if not 0 < port <= PORT_MAX:
+        raise Rejected(
+            f"facility_trap_port = {port} is no port", next_step=f"expected are 1 to {PORT_MAX}, or 0 for none"
+        )
+    secrets_dir = find_secrets_dir(settings)
+    heard = [device for device in file.devices if device.driver == "snmp"]
+    secrets = {device.device_id: find_secret(secrets_dir, device.secret) for device in heard if device.secret}
+    return {"snmp": make_listener("snmp", settings.facility_trap_host, port, heard, secrets, clock)}
 
 
 def find_terms(file: SiteFile, path: Path | None) -> SiteTerms | None:

@@ -7,7 +7,7 @@ time series of the operator's own, which reads them here. Called by `madang.site
 from collections import Counter
 from collections.abc import Iterator
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from madang.model import PointKind, PriorityClass, Quality, Quantity, SafetyState
@@ -43,12 +43,32 @@ def collect_facility(facility: Facility) -> Iterator[Metric]:
     for device_id, state in sorted(facility.poller.states.items()):
         devices.add_metric([device_id], float(state.is_answering))
     yield devices
+    yield from _collect_notifications(facility)
     active = Counter(one.priority for one in facility.alarms.list_alarms() if one.is_active)
     alarms = GaugeMetricFamily("madang_facility_alarms_active", "Alarms that are active.", labels=["priority"])
     for priority in AlarmPriority:
         alarms.add_metric([priority.value], float(active[priority]))
     yield alarms
     yield from _collect_envelope(facility)
+
+
+def _collect_notifications(facility: Facility) -> Iterator[Metric]:
+    listening = GaugeMetricFamily(
+        "madang_facility_notifications_heard",
+        "1 while notifications of a driver's devices are listened for; 0 while the port cannot be had.",
+        labels=["driver"],
+    )
+    counts = CounterMetricFamily(
+        "madang_facility_notifications",
+        "Notifications by what became of them: woke a reading, merged into one, or why they were not believed.",
+        labels=["driver", "outcome"],
+    )
+    for driver, is_listening in facility.notifications.list_drivers().items():
+        listening.add_metric([driver], float(is_listening))
+        for outcome, number in facility.notifications.count(driver).items():
+            counts.add_metric([driver, outcome], float(number))
+    yield listening
+    yield counts
 
 
 def _collect_points(facility: Facility) -> Iterator[Metric]:

@@ -277,14 +277,21 @@ class Mind:
         if found is None:
             return
         point_id, value = found
+        device_id = self._devices[point_id]
         try:
-            await self._poller.write(self._devices[point_id], point_id, value)
+            if value is None:
+                await self._poller.relinquish(device_id, point_id)
+            else:
+                await self._poller.write(device_id, point_id, value)
         except MadangError as error:
             # The read-back tells the authority that it was not done; it orders again or goes one step further.
             self._log.warning("action_failed", target=action.request.target, point=point_id, reason=error.message)
 
-    def _find_command(self, request: Request) -> tuple[str, float] | None:
-        """Return the point to write and the value; None for what the envelope alone brings about."""
+    def _find_command(self, request: Request) -> tuple[str, float | None] | None:
+        """Return the point to write and the value; None for what the envelope alone brings about.
+
+        Without a value the point's command is let go.
+        """
         model, plan = self.world.model, self.world.plan
         if request.verb in (Verb.CAP, Verb.UNCAP):
             for one in plan.actuators:
@@ -295,7 +302,7 @@ class Mind:
             server = server_of(model, NodeId(request.target))
             is_on = request.verb is Verb.RESUME
             return power_command(model.points, server, is_on=is_on) if server else self._find_release(request)
-        if request.verb is Verb.SETPOINT and request.value is not None and request.target in self._devices:
+        if request.verb is Verb.SETPOINT and request.target in self._devices:
             return request.target, request.value
         if request.verb in _ISOLATIONS:
             for one in plan.actuators:
@@ -326,14 +333,14 @@ def _name(actuator: Actuator) -> str:
 
 
 def _list_setpoints(actuators: Iterable[Actuator]) -> dict[str, Setpoint]:
-    """Return what may be written to setpoints; one without bounds and a safe value is written by nobody."""
+    """Return what may be written to setpoints; one without bounds and a way back is written by nobody."""
     return {
         one.point_id: Setpoint(low=one.value_low, high=one.value_high, safe=one.value_rest)
         for one in actuators
         if one.kind is ActuatorKind.SETPOINT
         and one.value_low is not None
         and one.value_high is not None
-        and one.value_rest is not None
+        and (one.value_rest is not None or one.is_relinquished)
     }
 
 
