@@ -24,6 +24,7 @@ from madang.machine.alarm_plan import AlarmSettings
 from madang.model import AlarmPriority, AlarmRole, AlarmState, Condition, Quality, Sample
 
 S = AlarmState
+C = AlarmPriority.CRITICAL
 T1 = "server1.temperature_inlet"
 HOT = key("server1", "temperature_inlet", "high_high")
 LEAK = key("leak1", "state", "leak")
@@ -311,6 +312,40 @@ def test_a_child_whose_cause_comes_late_is_not_told():
     desk.run(2, (T1, 33.0), ("chiller.state", 1, "failed"))
     desk.run(10, (T1, 33.0), ("chiller.state", 1, "failed"))
     assert [notice.key for notice in desk.sent] == [key("chiller", "state", "state")]
+
+
+def test_lost_cooling_is_told_when_the_ups_had_time_to_say_why():
+    cooling = rule("chiller", "state", Condition.STATE, words=("failed",), role=AlarmRole.COOLING, priority=C)
+    battery = rule("ups", "state", Condition.STATE, words=("on_battery",), role=AlarmRole.SUPPLY, priority=C)
+    desk = Desk(cooling, battery)
+    well = (("ups.state", 0, "normal"), ("chiller.state", 0, "running"))
+    desk.run(3, *well)
+    desk.run(3, ("ups.state", 0, "normal"), ("chiller.state", 1, "failed"))
+    desk.run(20, ("ups.state", 1, "on_battery"), ("chiller.state", 1, "failed"))
+    assert [notice.key for notice in desk.sent] == [battery.key]
+    assert desk.state(cooling.key) is S.SUPPRESSED
+    alone = Desk(cooling, battery)
+    alone.run(3, *well)
+    alone.run(10, ("ups.state", 0, "normal"), ("chiller.state", 1, "failed"))
+    assert [notice.key for notice in alone.sent] == [cooling.key], "told all the same"
+
+
+def test_a_reading_that_proves_a_cause_wrong_brings_its_children_up_and_a_clock_set_back_does_not_keep_them():
+    cooling = rule("chiller", "state", Condition.STATE, words=("failed",), role=AlarmRole.COOLING, priority=C)
+    utility = rule("utility", "state", Condition.STATE, words=("lost",), role=AlarmRole.SUPPLY)
+    battery = rule("ups", "state", Condition.STATE, words=("on_battery",), role=AlarmRole.SUPPLY, priority=C)
+    desk = Desk(cooling, battery, utility)
+    now = (("ups.state", 1, "on_battery"), ("chiller.state", 1, "failed"))
+    desk.run(3, *now)
+    assert desk.state(cooling.key) is S.SUPPRESSED
+    desk.run(4, *now, ("utility.state", 0, "normal"))
+    assert desk.state(cooling.key) is S.UNACKNOWLEDGED, "nothing moved but the utility's word"
+    assert desk.whats(cooling.key) == ["raised", "suppressed", "unsuppressed"]
+    other = Desk(cooling, battery, utility)
+    other.run(3, *now)
+    other.now_s -= 500.0
+    other.run(8, *now, ("utility.state", 0, "normal"))
+    assert other.state(cooling.key) is S.UNACKNOWLEDGED
 
 
 def test_in_a_flood_only_critical_alarms_are_told():

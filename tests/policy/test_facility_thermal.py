@@ -35,6 +35,15 @@ def test_a_unit_that_stops_makes_time_finite_while_every_inlet_still_reads_well(
     assert (one.causes, one.time_to_limit_s.value) == (("cooling_1",), HORIZON_S), "the other one suffices"
 
 
+@pytest.mark.parametrize("quality", [Quality.GOOD, Quality.STALE])
+def test_a_unit_that_said_that_it_stopped_and_fell_silent_still_stands(quality: Quality) -> None:
+    said = sample("cooling_1.state_unit", 4.0, text="Failed", quality=quality)
+    found = thermal_facts(read(small_site(), COOL | {"cooling_1.state_unit": said}), CONTAINER)
+    assert found.causes == ("cooling_1",)
+    nothing = sample("cooling_1.state_unit", None, text="failed", quality=Quality.BAD)
+    assert thermal_facts(read(small_site(), COOL | {"cooling_1.state_unit": nothing}), CONTAINER).causes == ()
+
+
 def test_the_warmest_inlet_counts_and_a_missing_one_is_a_doubt() -> None:
     values = COOL | {"s2.temperature_inlet": 30.0, "s3.temperature_inlet": None}
     found = thermal_facts(read(small_site(), values), CONTAINER)

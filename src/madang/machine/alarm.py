@@ -42,8 +42,9 @@ from madang.machine.alarm_events import (
     Write,
 )
 from madang.machine.alarm_notices import advance, bound_notices, fail, make_notices
-from madang.machine.alarm_plan import AlarmPlan, find_causes, is_met
+from madang.machine.alarm_plan import AlarmPlan, is_met
 from madang.model import AlarmKey, AlarmPriority, AlarmRule, AlarmState, Condition, JournalEntry, Sample
+from madang.policy.facility.causes import SLACK_S, Standing, find_causes
 
 Step = tuple[AlarmBook, tuple[Effect, ...]]
 
@@ -69,6 +70,8 @@ class _Brain:
             self.tracks[name] = Track()
         self.moved: set[str] = set()
         self.heard = dict(book.heard)
+        self.powered_s = dict(book.powered_s)
+        self.is_cause_in_doubt = False
         self.started_s = now_s if book.started_s is None else min(book.started_s, now_s)
         self.sequence = book.sequence
         self.outstanding = list(book.outstanding)
@@ -88,7 +91,7 @@ class _Brain:
                 self._on_undelivered(event)
             case _:
                 self._on_word(event)
-        if self.moved:
+        if self.moved or self.is_cause_in_doubt:
             self._suppress()
         self._notify()
         return self._close()
@@ -97,6 +100,7 @@ class _Brain:
         book = AlarmBook(
             tracks=self.tracks,
             heard=self.heard,
+            powered_s=self.powered_s,
             started_s=self.started_s,
             sequence=self.sequence,
             outstanding=tuple(self.outstanding),
@@ -109,6 +113,8 @@ class _Brain:
         for point, heard in self.heard.items():
             if heard.at_s > self.now_s:  # the clock was set back
                 self.heard[point] = msgspec.structs.replace(heard, at_s=self.now_s)
+        for name, at_s in self.powered_s.items():
+            self.powered_s[name] = min(at_s, self.now_s)
         self._judge_silence()
         for name in self.plan.rules:
             self._settle(name)
@@ -128,11 +134,24 @@ class _Brain:
             if is_old or self.now_s - at_s > self.plan.stale_s[sample.point_id]:
                 continue
             self.heard[sample.point_id] = Heard(at_s=at_s, value=sample.value, word=sample.text)
+            self._watch_power(sample, at_s)
             had_gap = last is None or at_s - last.at_s > self.plan.stale_s[sample.point_id]
             for name in self.plan.touched.get(sample.point_id, ()):
-                self._judge(name, at_s, had_gap=had_gap)
+                self._judge(name, at_s, last, had_gap=had_gap)
 
-    def _judge(self, name: str, at_s: float, *, had_gap: bool) -> None:
+    def _watch_power(self, sample: Sample, at_s: float) -> None:
+        """Remember that equipment is seen to have power; where a lost supply said otherwise, causes are sought anew."""
+        point = self.plan.causes.outages.power_points.get(sample.point_id)
+        if point is None or sample.value is None or not point.shows(sample.value, sample.text):
+            return
+        before_s = self.powered_s.get(point.equipment_id, 0.0)
+        if at_s <= before_s:
+            return
+        self.powered_s[point.equipment_id] = at_s
+        begun = (self.tracks[name].begun_s for name in self.plan.losses if self.tracks[name].is_active)
+        self.is_cause_in_doubt |= any(at is not None and before_s <= at + SLACK_S < at_s for at in begun)
+
+    def _judge(self, name: str, at_s: float, last: Heard | None, *, had_gap: bool) -> None:
         rule, track = self.plan.rules[name], self.tracks[name]
         heard = self.heard.get(rule.key.point)
         if heard is None:
@@ -148,7 +167,7 @@ class _Brain:
             value = rate
         met = is_met(rule, value, heard.word, other.value if other else None, was_met=track.is_met)
         if met is not None:
-            self._note(name, met, at_s, value, had_gap=had_gap)
+            self._note(name, met, at_s, value, last.at_s if last is not None else None, had_gap=had_gap)
 
     def _take_rate(self, name: str, heard: Heard, *, had_gap: bool, is_rise: bool) -> float | None:
         """Return the change in a minute since the anchor, once that is old enough; then this reading is the anchor."""
@@ -164,8 +183,13 @@ class _Brain:
         self._change(name, anchor=(heard.at_s, heard.value))
         return (heard.value - anchor[1]) * 60.0 / passed_s
 
-    def _note(self, name: str, met: bool, at_s: float, value: float | None, *, had_gap: bool) -> None:
+    def _note(
+        self, name: str, met: bool, at_s: float, value: float | None, last_s: float | None, *, had_gap: bool
+    ) -> None:
+        """Take what a reading of `at_s` says; `last_s`: of the reading before."""
         track = self.tracks[name]
+        if met and not track.is_met:
+            self._change(name, begun_s=at_s, clear_s=last_s)
         is_new = met != track.is_met or track.met_s > self.now_s
         # After a gap nobody knows what was in between: being over is counted anew, trouble goes on.
         if is_new or (had_gap and not met):
@@ -186,7 +210,7 @@ class _Brain:
                 lost = bool(points) and all(self._is_silent(point) for point in points)
             else:
                 continue
-            self._note(name, lost, self.now_s, None, had_gap=False)
+            self._note(name, lost, self.now_s, None, None, had_gap=False)
 
     def _is_silent(self, point: str) -> bool:
         heard = self.heard.get(point)
@@ -201,6 +225,8 @@ class _Brain:
         track = self.tracks[name]
         if track.met_s > self.now_s:  # the clock was set back: a delay is at most served twice
             track = self._change(name, met_s=self.now_s)
+        if track.begun_s is not None and track.begun_s > self.now_s:
+            track = self._change(name, begun_s=self.now_s)
         held_s = self.now_s - track.met_s
         if track.is_met and not track.is_active and held_s >= self.plan.rules[name].on_delay_s:
             self._raise(name)
@@ -318,11 +344,23 @@ class _Brain:
     # Causes
 
     def _suppress(self) -> None:
-        active = {name: not track.is_out for name, track in self.tracks.items() if track.is_active}
+        active = {
+            name: Standing(
+                rule=self.plan.rules[name],
+                begun_s=track.begun_s if track.begun_s is not None else track.raised_s or 0.0,
+                clear_s=track.clear_s,
+                is_met=track.is_met,
+                is_out=track.is_out,
+                is_shelved=track.shelved_until_s is not None,
+                cause=track.cause,
+            )
+            for name, track in self.tracks.items()
+            if track.is_active
+        }
         known = {name: track.cause for name, track in self.tracks.items() if track.cause}
         if not known and len(active) < 2:
             return
-        causes = find_causes(self.plan, active)
+        causes = find_causes(self.plan.causes, active, self.powered_s)
         for name in known.keys() | causes.keys():
             cause = causes.get(name, "")
             if cause != known.get(name, ""):

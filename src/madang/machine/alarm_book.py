@@ -23,6 +23,8 @@ class Track(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         is_met, met_s: what the last usable reading says, and since when readings say so without a gap.
+        begun_s, clear_s: when the condition was first seen to hold, this time or the last, and when it was last seen
+            not to hold before that; None: never.
         is_active: after delays and latch.
         stands: one of the first four states.
         is_out: out of service.
@@ -34,6 +36,8 @@ class Track(msgspec.Struct, frozen=True, kw_only=True):
 
     is_met: bool = False
     met_s: float = 0.0
+    begun_s: float | None = None
+    clear_s: float | None = None
     is_active: bool = False
     stands: AlarmState = AlarmState.NORMAL
     raised_s: float | None = None
@@ -72,6 +76,7 @@ class AlarmBook(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         heard: by point.
+        powered_s: by equipment, when a reading last showed that it has power; of a UPS, on its input.
         started_s: when it was first asked to judge in this life.
         sequence: of the newest journal entry.
         announced_s: when alarms were announced of late, for the flood count.
@@ -79,6 +84,7 @@ class AlarmBook(msgspec.Struct, frozen=True, kw_only=True):
 
     tracks: dict[str, Track] = {}
     heard: dict[str, Heard] = {}
+    powered_s: dict[str, float] = {}
     started_s: float | None = None
     sequence: int = 0
     outstanding: tuple[Outstanding, ...] = ()

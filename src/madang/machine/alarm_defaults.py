@@ -25,7 +25,7 @@ from madang.model import (
     Quantity,
     SiteModel,
 )
-from madang.policy.power.signs import Sign, can_show, words_of
+from madang.policy.facility.signs import Sign, can_show, words_of
 
 K = EquipmentKind
 P = AlarmPriority

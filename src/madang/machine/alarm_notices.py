@@ -42,8 +42,12 @@ _WHAT_EN = {
 def make_notices(
     rule: AlarmRule, track: Track, what: str, now_s: float, settings: AlarmSettings, *, level: int = 0
 ) -> list[Outstanding]:
-    """Return one notice for each channel that takes this priority, due now or when its cause had time to show."""
-    may_wait = what == "raised" and rule.role is not AlarmRole.NONE and rule.priority is not AlarmPriority.CRITICAL
+    """Return one notice for each channel that takes this priority, due now or when its cause had time to show.
+
+    Critical ones do not wait, but for lost cooling: with the mains gone it is seen before the slower UPS says so.
+    """
+    is_now = rule.priority is AlarmPriority.CRITICAL and rule.role is not AlarmRole.COOLING
+    may_wait = what == "raised" and rule.role is not AlarmRole.NONE and not is_now
     due_s = now_s + (SETTLE_S if may_wait else 0.0)
     text_ko, text_en = _write(rule, track, what)
     return [

@@ -1,25 +1,18 @@
 """What the alarms of one site are judged by: its rules, who owns which point, and who supplies and cools whom.
 
-Owns the index that `machine.alarm` reads at every step, whether a reading meets a condition, and which alarm explains
-which. Refuses to know how an alarm stands. Made once for a site's model; called by `machine.alarm`.
+Owns the index that `machine.alarm` reads at every step, and whether a reading meets a condition. Refuses to know how
+an alarm stands; which alarm explains which is said by `madang.policy.facility.causes`. Made once for a site's model;
+called by `machine.alarm`.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import msgspec
 
-from madang.model import AlarmPriority, AlarmRole, AlarmRule, Condition, EdgeKind, SiteModel
-
-_EXPLAINS = {
-    AlarmRole.SUPPLY: frozenset({AlarmRole.SUPPLY, AlarmRole.COOLING}),
-    AlarmRole.OUTAGE: frozenset({AlarmRole.SUPPLY, AlarmRole.OUTAGE, AlarmRole.COOLING, AlarmRole.SILENCE}),
-}
-"""By role, the roles that it explains in what its equipment feeds. A UPS on battery carries its load: it explains lost
-inputs, and no silence."""
-
-_COOLING_EXPLAINS = frozenset({AlarmRole.COOLING, AlarmRole.TEMPERATURE})
-"""What a cooling alarm explains in what its equipment cools."""
+from madang.model import AlarmPriority, AlarmRole, AlarmRule, Condition, SiteModel
+from madang.policy.facility.causes import CauseIndex
+from madang.policy.facility.graph import SiteGraph
 
 
 class AlarmSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,8 +62,8 @@ class AlarmPlan(msgspec.Struct, frozen=True, kw_only=True):
         touched: by point, the rules that its samples can change.
         stale_s: of every point that a rule looks at.
         points: by equipment, its points that rules look at.
-        fed_by, cooled_by: by equipment, whatever stands above it, however far.
-        is_simulated: by point.
+        causes: who supplies and cools whom.
+        losses: rules on a supply that tells, when it is lost, that others have no power.
     """
 
     settings: AlarmSettings
@@ -78,8 +71,8 @@ class AlarmPlan(msgspec.Struct, frozen=True, kw_only=True):
     touched: dict[str, tuple[str, ...]]
     stale_s: dict[str, float]
     points: dict[str, tuple[str, ...]]
-    fed_by: dict[str, frozenset[str]]
-    cooled_by: dict[str, frozenset[str]]
+    causes: CauseIndex
+    losses: tuple[str, ...]
 
 
 def plan_alarms(model: SiteModel, rules: Iterable[AlarmRule], settings: AlarmSettings | None = None) -> AlarmPlan:
@@ -94,38 +87,20 @@ def plan_alarms(model: SiteModel, rules: Iterable[AlarmRule], settings: AlarmSet
     points: dict[str, list[str]] = defaultdict(list)
     for point in watched.values():
         points[point.equipment_id].append(point.point_id)
-    feeds = [(edge.source, edge.target) for edge in model.edges if edge.kind is EdgeKind.FEEDS]
-    cools = [(edge.source, edge.target) for edge in model.edges if edge.kind in (EdgeKind.COOLS, EdgeKind.CONTAINS)]
-    cools += [(one.rack, one.equipment_id) for one in model.equipment if one.rack]
-    # What measures something is where that is.
-    measures = [(edge.target, edge.source) for edge in model.edges if edge.kind is EdgeKind.MEASURES]
-    names = [one.equipment_id for one in model.equipment]
+    causes = CauseIndex(SiteGraph(model))
     return AlarmPlan(
         settings=settings or AlarmSettings(),
         rules=by_key,
         touched={point: tuple(found) for point, found in touched.items()},
         stale_s={point_id: point.stale_s for point_id, point in watched.items()},
         points={equipment: tuple(found) for equipment, found in points.items()},
-        fed_by=_list_above(names, feeds + measures),
-        cooled_by=_list_above(names, cools + measures),
+        causes=causes,
+        losses=tuple(
+            name
+            for name, rule in by_key.items()
+            if rule.role is AlarmRole.SUPPLY and causes.outages.tells(rule.key.equipment)
+        ),
     )
-
-
-def _list_above(names: list[str], pairs: list[tuple[str, str]]) -> dict[str, frozenset[str]]:
-    above: dict[str, set[str]] = defaultdict(set)
-    for source, target in pairs:
-        above[target].add(source)
-    found = {}
-    for name in names:
-        seen: set[str] = set()
-        queue = [name]
-        while queue:
-            for source in above.get(queue.pop(), ()):
-                if source not in seen:
-                    seen.add(source)
-                    queue.append(source)
-        found[name] = frozenset(seen)
-    return found
 
 
 def is_met(rule: AlarmRule, value: float, word: str, other: float | None, *, was_met: bool) -> bool | None:
@@ -147,57 +122,3 @@ def is_met(rule: AlarmRule, value: float, word: str, other: float | None, *, was
         case Condition.DISCREPANCY:
             return None if other is None else abs(value - other) > rule.limit - band
     return None
-
-
-def find_causes(plan: AlarmPlan, active: Mapping[str, bool]) -> dict[str, str]:
-    """Return, by active alarm that another one explains, its root cause.
-
-    An alarm is never put behind a less urgent one, and one that nothing explains is nobody's child. Alarms that
-    explain each other in a circle are all left standing. Cost: the square of the active alarms.
-
-    Args:
-        plan: the site's rules.
-        active: by name of an active alarm, whether it may explain others (one out of service may not).
-    """
-    parents = {
-        name: [
-            other
-            for other, may_explain in active.items()
-            if may_explain and other != name and _explains(plan, plan.rules[other], plan.rules[name])
-        ]
-        for name in active
-    }
-    causes = {}
-    for name in active:
-        roots = _find_roots(name, parents)
-        if roots:
-            causes[name] = min(roots, key=lambda root: (plan.rules[root].priority.rank, root))
-    return causes
-
-
-def _explains(plan: AlarmPlan, cause: AlarmRule, effect: AlarmRule) -> bool:
-    if cause.priority.rank > effect.priority.rank:
-        return False
-    above, below = cause.key.equipment, effect.key.equipment
-    if effect.role is AlarmRole.READING:
-        return cause.role is AlarmRole.SILENCE and above == below
-    if effect.role in _EXPLAINS.get(cause.role, ()) and above in plan.fed_by.get(below, ()):
-        return True
-    is_cooling = cause.role is AlarmRole.COOLING and effect.role in _COOLING_EXPLAINS
-    return is_cooling and above in plan.cooled_by.get(below, ())
-
-
-def _find_roots(name: str, parents: Mapping[str, list[str]]) -> list[str]:
-    seen = {name}
-    queue = list(parents[name])
-    roots = []
-    while queue:
-        one = queue.pop()
-        if one in seen:
-            continue
-        seen.add(one)
-        if parents[one]:
-            queue += parents[one]
-        else:
-            roots.append(one)
-    return roots

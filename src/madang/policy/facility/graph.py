@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 
 from madang.model import Edge, EdgeKind, Equipment, EquipmentKind, Point, PointKind, Quantity, SiteModel
+from madang.policy.facility.signs import Reading, list_readings
 
 SOURCES = frozenset({EquipmentKind.UTILITY, EquipmentKind.GENERATOR, EquipmentKind.PHOTOVOLTAIC})
 """Where power comes from."""
@@ -63,6 +64,7 @@ class SiteGraph:
         self._points_of: dict[str, list[Point]] = defaultdict(list)
         for point in model.points:
             self._points_of[point.equipment_id].append(point)
+        self._sign_points: dict[str, tuple[tuple[Point, tuple[Reading, ...]], ...]] = {}
         self.order, self.loop = self._sort()
 
     def feeds(self, target: str) -> tuple[Edge, ...]:
@@ -108,6 +110,15 @@ class SiteGraph:
             return tuple(found)
         wanted = list(contexts)
         return tuple(sorted((p for p in found if p.context in wanted), key=lambda point: wanted.index(point.context)))
+
+    def sign_points(self, equipment_id: str) -> tuple[tuple[Point, tuple[Reading, ...]], ...]:
+        """Return the points of a piece of equipment that can show signs, and how these are read off them."""
+        known = self._sign_points.get(equipment_id)
+        if known is None:
+            kind = self.by_id[equipment_id].kind
+            read = ((point, list_readings(point, kind)) for point in self._points_of.get(equipment_id, ()))
+            known = self._sign_points[equipment_id] = tuple((point, how) for point, how in read if how)
+        return known
 
     def inlets_in(self, place: str) -> tuple[Point, ...]:
         """Return the points that read what equipment in a place breathes: its inlets, or else its air."""

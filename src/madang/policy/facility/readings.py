@@ -6,21 +6,13 @@ derived. Called by every derived fact.
 
 from collections.abc import Collection, Iterable, Mapping
 
-from madang.model import Equipment, EquipmentKind, Fact, Point, Quality, Quantity, Sample
-from madang.policy.facility.graph import CARRIERS, LOADS, PHASES, SiteGraph
+from madang.model import Equipment, Fact, Point, Quality, Quantity, Sample
+from madang.policy.facility.graph import CARRIERS, COOLING_LOADS, LOADS, PHASES, SiteGraph
+from madang.policy.facility.signs import Sign, tell
 
 _WORST = (Quality.GOOD, Quality.SUBSTITUTED, Quality.UNCERTAIN, Quality.STALE, Quality.BAD)
 _INPUT = ("input", "", "total", "chassis")
 _OUTPUT = ("output", "", "total", "input")
-STOPPED: dict[str, frozenset[str]] = {
-    "state_unit": frozenset({"off", "stopped", "failed", "fault"}),
-    "state_compressor": frozenset({"failed", "fault", "locked_out", "tripped"}),
-    "alarm_compressor": frozenset({"active"}),
-    "alarm_power_lost": frozenset({"active"}),
-    "alarm_flow_low": frozenset({"active"}),
-}
-"""By name of a point, the words by which a cooling unit says that it gives nothing. A unit in standby can, and a
-compressor that is merely off may be so because it is cool enough."""
 
 
 class Readings:
@@ -95,16 +87,19 @@ class Readings:
         return {one.equipment_id: self.draw(one) for one in self.graph.of_kind(LOADS)}
 
     def stopped_coolers(self) -> frozenset[str]:
-        """Return the cooling units that say that they stand still: a cause, seconds before any inlet shows it."""
-        kinds = (EquipmentKind.COOLING_UNIT, EquipmentKind.CHILLER, EquipmentKind.CDU)
-        return frozenset(one.equipment_id for one in self.graph.of_kind(kinds) if self._is_stopped(one.equipment_id))
+        """Return what cools and says that it gives nothing: a cause, seconds before any inlet shows it.
+
+        What said so and fell silent still stands: silence is no cooling.
+        """
+        return frozenset(
+            one.equipment_id for one in self.graph.of_kind(COOLING_LOADS) if self._is_stopped(one.equipment_id)
+        )
 
     def _is_stopped(self, name: str) -> bool:
-        for point in self.graph.points_of(name, Quantity.STATE):
-            sample = self._samples.get(point.point_id)
-            if sample is not None and sample.text in STOPPED.get(point.name, ()):
-                return True
-        return False
+        said = ((self._samples.get(point.point_id), how) for point, how in self.graph.sign_points(name))
+        return any(
+            sample is not None and Sign.COOLING_LOST in tell(how, sample.value, sample.text) for sample, how in said
+        )
 
 
 def derive(value: float | None, parts: Iterable[Fact], reason: str = "") -> Fact:

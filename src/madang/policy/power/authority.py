@@ -28,10 +28,10 @@ import msgspec
 
 from madang.core import NodeId
 from madang.model import Action, ActionState, EquipmentKind, PriorityClass, Request, Verb
+from madang.policy.facility.signs import Sign
 from madang.policy.power.authority_envelope import is_emergency, make_envelope
 from madang.policy.power.authority_nodes import run_nodes
 from madang.policy.power.authority_reads import is_fresh, state_of
-from madang.policy.power.signs import Sign
 from madang.policy.power.state import (
     AUTHORITY,
     POLICIES,

@@ -14,8 +14,8 @@ from madang.model import (
     SafetyState,
     Verb,
 )
+from madang.policy.facility.signs import Sign
 from madang.policy.power.authority_reads import is_off, state_of
-from madang.policy.power.signs import Sign
 from madang.policy.power.state import Work
 from madang.policy.power.view import value_of
 

@@ -20,8 +20,8 @@ import msgspec
 
 from madang.core import NodeId
 from madang.model import NodeState, PriorityClass, Request, Verb
+from madang.policy.facility.signs import Sign
 from madang.policy.power.asking import ask_nodes, ask_shed, ask_spill
-from madang.policy.power.signs import Sign
 from madang.policy.power.topology import Topology
 from madang.policy.power.view import NodeLoad, Signs, View, least_urgent_first, value_of
 

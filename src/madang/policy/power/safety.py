@@ -6,8 +6,8 @@ memory: what it asks for stands at the authority until then. Called once a secon
 
 from madang.core import NodeId
 from madang.model import EquipmentKind, PriorityClass, Request, Verb
+from madang.policy.facility.signs import Sign
 from madang.policy.power.asking import ask, ask_nodes, ask_shed, ask_spill
-from madang.policy.power.signs import Sign
 from madang.policy.power.topology import Topology
 from madang.policy.power.view import Signs, View
 

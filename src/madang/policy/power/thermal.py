@@ -25,8 +25,8 @@ import msgspec
 
 from madang.core import NodeId
 from madang.model import EquipmentKind, NodeState, PriorityClass, Quantity, Request, Verb
+from madang.policy.facility.signs import Sign
 from madang.policy.power.asking import ask_caps, ask_nodes, ask_shed, ask_spill, cap_of
-from madang.policy.power.signs import Sign
 from madang.policy.power.topology import CoolingGroup, Topology
 from madang.policy.power.view import Signs, View, sample_of, value_of
 

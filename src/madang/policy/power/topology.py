@@ -15,7 +15,7 @@ import msgspec
 from madang.core import NodeId, SiteId
 from madang.model import EdgeKind, Equipment, EquipmentKind, Point, Quantity, SiteModel
 from madang.policy.facility.limits import POWER_FACTOR_ASSUMED
-from madang.policy.power.signs import Reading, list_readings
+from madang.policy.facility.signs import Reading, list_readings
 
 K = EquipmentKind
 

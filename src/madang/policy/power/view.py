@@ -10,7 +10,7 @@ import msgspec
 
 from madang.core import NodeId, SiteId
 from madang.model import Alarm, Fact, NodeState, PriorityClass, Quality, Sample
-from madang.policy.power.signs import Sign, read_signs
+from madang.policy.facility.signs import Sign, read_signs
 from madang.policy.power.topology import Topology
 
 UNKNOWN = Fact(value=None, quality=Quality.BAD, reason="nobody has said")

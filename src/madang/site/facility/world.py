@@ -27,13 +27,12 @@ from madang.policy.facility.demand import PowerReading, demand
 from madang.policy.facility.graph import SiteGraph
 from madang.policy.facility.readings import Readings
 from madang.policy.facility.runtime import ChargeReading
+from madang.policy.facility.signs import GIVES_NOTHING, Sign
 from madang.policy.facility.site_facts import Discharge, SiteFacts, site_facts
-from madang.policy.power.signs import Sign
 from madang.policy.power.topology import Topology, index_site
 from madang.policy.power.view import Demand, NodeLoad, View, read_all_signs
 
 CHARGE_READINGS_MAX = 600
-_GIVES_NOTHING = (Sign.UTILITY_LOST, Sign.OUTPUT_LOST, Sign.BREAKER_OPEN, Sign.COOLING_LOST)
 _NONE = Fact(value=None, quality=Quality.BAD, reason="nothing reads it")
 
 
@@ -89,7 +88,7 @@ class World:
         samples = self.book.samples(now_s)
         bare = View(now_s=now_s, samples=samples)
         signs = read_all_signs(bare, self.topology)
-        lost = sorted({name for sign in _GIVES_NOTHING for name in signs.said.get(sign, ())})
+        lost = sorted({name for sign in GIVES_NOTHING for name in signs.said.get(sign, ())})
         readings = Readings(self.graph, samples, now_s)
         self._watch_batteries(readings, signs.said.get(Sign.ON_BATTERY, ()), now_s)
         facts = site_facts(readings, self.plan, lost=lost, discharges=self._list_discharges())

@@ -16,7 +16,7 @@ from madang.model import (
     Sample,
     SiteModel,
 )
-from madang.policy.power.signs import Sign, can_show, list_readings, read_signs
+from madang.policy.facility.signs import Sign, can_show, list_readings, read_signs
 from madang.policy.power.topology import index_site
 
 K = EquipmentKind
@@ -52,6 +52,10 @@ def read(kind, name, words, word, *, point_kind=PointKind.STATUS, quality=Qualit
         (K.COOLING_UNIT, "state_unit", UNIT, "off", {Sign.COOLING_LOST}),
         (K.COOLING_UNIT, "state_unit", UNIT, "standby", set()),
         (K.COOLING_UNIT, "state_compressor", UNIT, "off", set()),
+        (K.COOLING_UNIT, "state_compressor", ("on", *UNIT), "on", set()),
+        (K.COOLING_UNIT, "state_compressor", UNIT, "failed", {Sign.COOLING_LOST}),
+        (K.CHILLER, "state_compressor[2]", ("running", "locked_out"), "locked_out", {Sign.COOLING_LOST}),
+        (K.SERVER, "state_compressor", UNIT, "failed", set()),
         (K.COOLING_UNIT, "state_cooling", ("on", "off"), "off", set()),
         (K.COOLING_UNIT, "alarm_compressor", CLEAR, "active", {Sign.COOLING_LOST}),
         (K.COOLING_UNIT, "alarm_power_lost", CLEAR, "active", {Sign.COOLING_LOST}),

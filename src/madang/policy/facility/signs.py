@@ -1,7 +1,7 @@
 """What the words of state points mean: on battery, leak, somebody inside.
 
-Owns the one vocabulary that alarms, proposers and the authority share. Refuses to know profiles: these name their
-states in the words below, or name a point after a sign (`state_on_battery`) and say yes or no.
+Owns the one vocabulary that derived facts, alarms, proposers and the authority share. Refuses to know profiles: these
+name their states in the words below, or name a point after a sign (`state_on_battery`) and say yes or no.
 """
 
 from enum import StrEnum
@@ -32,6 +32,13 @@ class Sign(StrEnum):
     ISOLATE_LIQUID = "isolate_liquid"
 
 
+SAFETY = frozenset({Sign.LEAK, Sign.SMOKE, Sign.FIRE_RELEASED, Sign.DOOR_FORCED, Sign.DOOR_OPEN})
+"""Signs of danger to people and equipment: whatever else is wrong, they speak for themselves."""
+
+GIVES_NOTHING = (Sign.UTILITY_LOST, Sign.OUTPUT_LOST, Sign.BREAKER_OPEN, Sign.COOLING_LOST)
+"""Signs by which equipment says that nothing comes from it."""
+
+
 class _Row(msgspec.Struct, frozen=True):
     """Where a sign is looked for.
 
@@ -40,6 +47,7 @@ class _Row(msgspec.Struct, frozen=True):
         words: that mean it.
         names: parts of a point's name by which yes, or one of the words, means it.
         is_bound: such names count on equipment of these kinds only.
+        takes_yes: a point of such a name means it by yes too. Of a part's own state yes means that it runs.
     """
 
     sign: Sign
@@ -47,10 +55,19 @@ class _Row(msgspec.Struct, frozen=True):
     words: frozenset[str]
     names: tuple[str, ...]
     is_bound: bool = False
+    takes_yes: bool = True
 
 
-def _row(sign: Sign, kinds: tuple[EquipmentKind, ...], words: str, names: str, *, is_bound: bool = False) -> _Row:
-    return _Row(sign, frozenset(kinds), frozenset(words.split()), tuple(names.split()), is_bound)
+def _row(
+    sign: Sign,
+    kinds: tuple[EquipmentKind, ...],
+    words: str,
+    names: str,
+    *,
+    is_bound: bool = False,
+    takes_yes: bool = True,
+) -> _Row:
+    return _Row(sign, frozenset(kinds), frozenset(words.split()), tuple(names.split()), is_bound, takes_yes)
 
 
 _COOLING = (K.COOLING_UNIT, K.CHILLER, K.CDU, K.PUMP)
@@ -68,6 +85,11 @@ _ROWS = (
     _row(
         Sign.COOLING_LOST, _COOLING, "off failed fail fault stopped tripped lost critical",
         "cooling_lost alarm_compressor alarm_flow power_lost", is_bound=True,
+    ),
+    # A compressor that is merely off may be so because it is cool enough.
+    _row(
+        Sign.COOLING_LOST, _COOLING, "failed fail fault tripped locked_out", "state_compressor", is_bound=True,
+        takes_yes=False,
     ),
     _row(Sign.LEAK, (K.LEAK_DETECTOR,), "leak wet detected leak_detected alarm warning critical", "leak"),
     _row(Sign.SMOKE, (K.SMOKE_DETECTOR,), "smoke gas detected fire alarm warning critical", "smoke"),
@@ -105,9 +127,10 @@ def can_show(point: Point, kind: EquipmentKind) -> frozenset[Sign]:
 
 def words_of(sign: Sign, point: Point, kind: EquipmentKind) -> tuple[str, ...]:
     """Return the words of a point that mean a sign, sorted, for an alarm's rule."""
-    rows = [row for row in _ROWS if row.sign is sign]
-    row = next((row for row in rows if _is_named(row, point, kind)), rows[0])
-    return tuple(sorted((_YES | row.words) - _NO if _is_named(row, point, kind) else row.words))
+    named = _find_named(sign, point, kind)
+    if named is None:
+        return tuple(sorted(next(row for row in _ROWS if row.sign is sign).words))
+    return tuple(sorted((_YES | named.words) - _NO if named.takes_yes else named.words))
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -124,22 +147,29 @@ def list_readings(point: Point, kind: EquipmentKind) -> tuple[Reading, ...]:
     A detector that gives bare numbers means trouble by anything but 0; of other equipment nobody knows, unless the
     point is named after the sign.
     """
-    is_named = {row.sign: _is_named(row, point, kind) for row in _ROWS}
-    is_named |= {row.sign: True for row in _ROWS if _is_named(row, point, kind)}
-    return tuple(
-        Reading(sign, frozenset(words_of(sign, point, kind)), is_named[sign] or kind in _DETECTORS)
-        for sign in sorted(can_show(point, kind))
-    )
+    made = []
+    for sign in sorted(can_show(point, kind)):
+        named = _find_named(sign, point, kind)
+        is_bare = kind in _DETECTORS if named is None else named.takes_yes
+        made.append(Reading(sign, frozenset(words_of(sign, point, kind)), is_bare))
+    return tuple(made)
 
 
 def read_signs(readings: tuple[Reading, ...], sample: Sample) -> frozenset[Sign]:
     """Return what a usable sample of a state point tells; nothing for a sample that is not usable."""
-    if not sample.is_usable or sample.value is None:
+    return tell(readings, sample.value, sample.text) if sample.is_usable else frozenset()
+
+
+def tell(readings: tuple[Reading, ...], value: float | None, word: str) -> frozenset[Sign]:
+    """Return what a value of a state point and its word tell, whatever may be believed of them."""
+    if value is None:
         return frozenset()
-    word = _plain(sample.text)
-    return frozenset(
-        one.sign for one in readings if (word in one.words if word else one.is_bare and sample.value != 0.0)
-    )
+    plain = _plain(word)
+    return frozenset(one.sign for one in readings if (plain in one.words if plain else one.is_bare and value != 0.0))
+
+
+def _find_named(sign: Sign, point: Point, kind: EquipmentKind) -> _Row | None:
+    return next((row for row in _ROWS if row.sign is sign and _is_named(row, point, kind)), None)
 
 
 def _is_named(row: _Row, point: Point, kind: EquipmentKind) -> bool:
