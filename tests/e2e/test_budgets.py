@@ -96,7 +96,7 @@ def test_a_site_that_is_cut_off_spends_no_more_than_its_lease(spender: tuple[Emb
     answered = sum(one.statuses[200] for one in spenders.values())
 
     def is_in_ledger() -> bool:
-        return sum(row["requests"] for row in federation.madang_json("usage", "--tenant", tenant)["rows"]) >= answered
+        return sum(row["requests"] for row in federation.ledger(tenant=tenant)["rows"]) >= answered
 
     wait_for("the ledger has every answer", is_in_ledger, 60, every_s=0.3)
     after = budget_of(federation, tenant)

@@ -30,7 +30,7 @@ COUNTED = ("requests", "prompt_tokens", "completion_tokens", "audio_s", "images"
 
 def usage_of(federation, tenant, service):
     """Return what the ledger counts of a tenant's use of a service."""
-    rows = federation.madang_json("usage", "--tenant", tenant, "--group-by", "service")["rows"]
+    rows = federation.ledger(tenant=tenant, group_by="service")["rows"]
     found = next((row for row in rows if row["service"] == service), {})
     return {name: found.get(name, 0) for name in COUNTED}
 

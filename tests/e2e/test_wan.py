@@ -11,7 +11,7 @@ CHAT = "/v1/chat/completions"
 
 
 def status_of(federation, name):
-    return next(s for s in federation.madang_json("status")["sites"] if s["name"] == name)
+    return next(s for s in federation.site_rows() if s["name"] == name)
 
 
 def models_status(federation, site, key):
@@ -20,7 +20,7 @@ def models_status(federation, site, key):
 
 
 def test_a_cut_site_serves_alone_and_catches_up_after_the_heal(healthy):
-    before = healthy.ledger()["totals"]["requests"]
+    before = healthy.madang_json("usage")["totals"]["requests"]
     kept = healthy.madang_json("key", "create", "--tenant", "daegu-clinic")
     wait_for("the key opens", lambda: models_status(healthy, "daegu", kept["api_key"]) == 200, 2)
 
