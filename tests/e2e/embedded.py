@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import openai
 import psutil
+from tests import loopback
 
 from madang.runtime.artifacts.cache import default_cache_dir
 from madang.runtime.process import ProcessRef, is_alive
@@ -87,7 +88,7 @@ class Embedded:
         self._clients.clear()
 
     def post(self, site: str, tenant: str, path: str, body: Any, timeout_s: float = 60) -> httpx.Response:
-        return httpx.post(
+        return loopback.post(
             f"{self.url(site)}{path}",
             json=body,
             headers={"authorization": f"Bearer {self.key(tenant)}"},
@@ -101,7 +102,7 @@ class Embedded:
         if site is not None:
             entry = next(s for s in known["sites"] if s["name"] == site)
             url, token = entry["admin_url"], entry["admin_token"]
-        answer = httpx.request(
+        answer = loopback.request(
             method, f"{url}{path}", headers={"authorization": f"Bearer {token}"}, timeout=10, **options
         )
         answer.raise_for_status()

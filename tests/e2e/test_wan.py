@@ -1,7 +1,7 @@
 """The WAN is cut for real: the socket table says so, the cut site serves, and everything arrives after the heal."""
 
-import httpx
 import pytest
+from tests import loopback
 from tests.e2e.embedded import wait_for
 
 pytestmark = [pytest.mark.federation, pytest.mark.model]
@@ -15,7 +15,7 @@ def status_of(federation, name):
 
 
 def models_status(federation, site, key):
-    answer = httpx.get(f"{federation.url(site)}/v1/models", headers={"authorization": f"Bearer {key}"}, timeout=5)
+    answer = loopback.get(f"{federation.url(site)}/v1/models", headers={"authorization": f"Bearer {key}"}, timeout=5)
     return answer.status_code
 
 
