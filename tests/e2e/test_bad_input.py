@@ -4,6 +4,7 @@ import time
 
 import httpx
 import pytest
+from tests import loopback
 from tests.e2e.embedded import wait_for
 
 pytestmark = [pytest.mark.federation]
@@ -14,7 +15,7 @@ GOOD = {"model": "madang-chat", "messages": [{"role": "user", "content": "hi"}],
 
 def post_raw(federation, body, path=CHAT, key=None, **headers):
     key = key or federation.key("gwangju-city")
-    return httpx.post(
+    return loopback.post(
         f"{federation.url('gwangju')}{path}",
         content=body,
         headers={"authorization": f"Bearer {key}", "content-type": "application/json", **headers},
@@ -61,7 +62,7 @@ def test_an_unknown_model_gets_404(federation):
 def test_an_unknown_path_and_a_wrong_method_say_so(federation):
     assert post_raw(federation, b"{}", path="/v1/nothing").status_code == 404
     headers = {"authorization": f"Bearer {federation.key('gwangju-city')}"}
-    answer = httpx.get(f"{federation.url('gwangju')}{CHAT}", headers=headers, timeout=10)
+    answer = loopback.get(f"{federation.url('gwangju')}{CHAT}", headers=headers, timeout=10)
     assert answer.status_code == 405
     assert "POST" in answer.headers["allow"]
 
@@ -85,7 +86,7 @@ def test_an_unknown_key_gets_401(federation, key):
 
 
 def test_no_key_gets_401(federation):
-    answer = httpx.post(f"{federation.url('gwangju')}{CHAT}", json=GOOD, timeout=10)
+    answer = loopback.post(f"{federation.url('gwangju')}{CHAT}", json=GOOD, timeout=10)
     assert answer.status_code == 401
 
 
@@ -95,7 +96,7 @@ def test_a_key_that_expired_or_was_revoked_gets_401_within_2_s(federation):
     url = f"{federation.url('gwangju')}/v1/models"
 
     def status():
-        return httpx.get(url, headers={"authorization": f"Bearer {key}"}, timeout=5).status_code
+        return loopback.get(url, headers={"authorization": f"Bearer {key}"}, timeout=5).status_code
 
     wait_for("the new key opens", lambda: status() == 200, 2)
     federation.admin("PATCH", f"/api/v1/keys/{key_id}", json={"expires_at_s": time.time() - 1})
@@ -104,7 +105,7 @@ def test_a_key_that_expired_or_was_revoked_gets_401_within_2_s(federation):
     wait_for("the extended key opens", lambda: status() == 200, 2)
     federation.madang("key", "revoke", key_id)
     wait_for("the revoked key is refused", lambda: status() == 401, 2)
-    answer = httpx.get(url, headers={"authorization": f"Bearer {key}"}, timeout=5)
+    answer = loopback.get(url, headers={"authorization": f"Bearer {key}"}, timeout=5)
     assert "revoked" in answer.json()["error"]["message"]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import httpx
 import psutil
 import pytest
+from tests import loopback
 from tests.e2e.chaos import ledger_rows
 from tests.e2e.embedded import Embedded, wait_for
 
@@ -22,7 +23,7 @@ def body_of(text: str) -> dict[str, object]:
 
 
 def post(federation: Embedded, site: str, key: str, text: str, query: str = "") -> httpx.Response:
-    return httpx.post(
+    return loopback.post(
         f"{federation.url(site)}{CHAT}{query}",
         json=body_of(text),
         headers={"authorization": f"Bearer {key}"},
@@ -36,7 +37,7 @@ def make_tenant(federation: Embedded, name: str, *words: str) -> str:
 
     def is_known() -> bool:
         answers = [
-            httpx.get(f"{federation.url(site)}/v1/sites", headers={"authorization": f"Bearer {key}"}, timeout=5)
+            loopback.get(f"{federation.url(site)}/v1/sites", headers={"authorization": f"Bearer {key}"}, timeout=5)
             for site in (*federation.site_names(), "national")
         ]
         return all(answer.status_code == 200 for answer in answers)
@@ -109,7 +110,7 @@ def test_when_every_legal_site_stands_still_nobody_else_serves_or_keeps_a_word(h
             assert {site["name"] for site in error["madang"]["sites"]} == {"daegu", "gumi"}
         answer = post(healthy, "gwangju", passing, secret)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_replica"), answer.text
-        files = httpx.post(
+        files = loopback.post(
             f"{healthy.url('gwangju')}/v1/files",
             data={"purpose": "batch"},
             files={"file": ("a.jsonl", secret.encode())},

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
+from tests import loopback
 from tests.e2e.embedded import wait_for
 from tests.engine.test_tesseract import errors_share, faq, page_of
 
@@ -30,7 +30,7 @@ COUNTED = ("requests", "prompt_tokens", "completion_tokens", "audio_s", "images"
 
 def usage_of(federation, tenant, service):
     """Return what the ledger counts of a tenant's use of a service."""
-    rows = federation.madang_json("usage", "--tenant", tenant, "--group-by", "service")["rows"]
+    rows = federation.ledger(tenant=tenant, group_by="service")["rows"]
     found = next((row for row in rows if row["service"] == service), {})
     return {name: found.get(name, 0) for name in COUNTED}
 
@@ -54,7 +54,7 @@ def is_ready(federation, site, service):
 def is_known(federation, tenant, service):
     """Return whether the national entry offers a service to a tenant."""
     headers = {"authorization": f"Bearer {federation.key(tenant)}"}
-    listed = httpx.get(f"{federation.url('national')}/v1/models", headers=headers, timeout=10).json()["data"]
+    listed = loopback.get(f"{federation.url('national')}/v1/models", headers=headers, timeout=10).json()["data"]
     return any(card["id"] == service for card in listed)
 
 

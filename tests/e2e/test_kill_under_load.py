@@ -17,6 +17,7 @@ import httpx
 import pytest
 import uvloop
 from bench.gateway.site import SERVICE, SITE
+from tests import loopback
 from tests.e2e.embedded import wait_for
 from tests.e2e.loaded_site import LoadedSite
 from tests.e2e.open_load import OpenLoad
@@ -41,7 +42,8 @@ def is_serving(site: LoadedSite) -> bool:
     url = f"http://127.0.0.1:{site.port}/v1/chat/completions"
     body = {"model": SERVICE, "messages": [{"role": "user", "content": "?"}]}
     try:
-        return httpx.post(url, json=body, headers={"authorization": f"Bearer {site.key}"}, timeout=5).status_code == 200
+        headers = {"authorization": f"Bearer {site.key}"}
+        return loopback.post(url, json=body, headers=headers, timeout=5).status_code == 200
     except httpx.HTTPError:
         return False
 

@@ -3,9 +3,9 @@
 import os
 import signal
 
-import httpx
 import psutil
 import pytest
+from tests import loopback
 from tests.e2e.embedded import wait_for
 
 from madang.runtime.process import is_alive
@@ -28,7 +28,7 @@ def replicas(federation, site):
 
 def list_models(federation, site, key):
     headers = {"authorization": f"Bearer {key}"}
-    return httpx.get(f"{federation.url(site)}/v1/models", headers=headers, timeout=10)
+    return loopback.get(f"{federation.url(site)}/v1/models", headers=headers, timeout=10)
 
 
 def test_all_of_it_fits_in_3_gib(healthy, record_property):

@@ -2,8 +2,8 @@
 
 import json
 
-import httpx
 import pytest
+from tests import loopback
 from tests.e2e.embedded import wait_for
 from tests.wire.receipt_documents import check_independently
 
@@ -21,7 +21,7 @@ def ask(federation, site, tenant, **fields):
 
 
 def fetch(federation, site, tenant, receipt_id):
-    return httpx.get(
+    return loopback.get(
         f"{federation.url(site)}/v1/receipts/{receipt_id}",
         headers={"authorization": f"Bearer {federation.key(tenant)}"},
         timeout=10,
@@ -82,7 +82,7 @@ def test_each_request_leaves_an_access_record_without_its_words(federation):
     secret = "SECRET-도면-7731"
     answer = ask(federation, "daegu", "gumi-parts", messages=[{"role": "user", "content": f"{secret}? 예."}])
     request_id = answer.headers["x-request-id"]
-    httpx.post(f"{federation.url('daegu')}/v1/chat/completions", json={}, headers={"authorization": "Bearer nobody"})
+    loopback.post(f"{federation.url('daegu')}/v1/chat/completions", json={}, headers={"authorization": "Bearer nobody"})
 
     def listed(*words):
         return federation.madang_json("access-log", "list", "--site", "daegu", "--since", "10m", *words)["records"]

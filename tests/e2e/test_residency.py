@@ -2,8 +2,8 @@
 
 import socket
 
-import httpx
 import pytest
+from tests import loopback
 from tests.e2e.embedded import wait_for
 
 pytestmark = [pytest.mark.federation]
@@ -38,7 +38,7 @@ def test_the_clinic_is_refused_elsewhere_before_its_body_is_read(federation):
 def test_each_tenant_is_told_its_own_sites_and_how_far_they_are(federation):
     def sites(tenant):
         headers = {"authorization": f"Bearer {federation.key(tenant)}"}
-        return httpx.get(f"{federation.url('national')}/v1/sites", headers=headers, timeout=5).json()["data"]
+        return loopback.get(f"{federation.url('national')}/v1/sites", headers=headers, timeout=5).json()["data"]
 
     assert [site["url"] for site in sites("daegu-clinic")] == [federation.url("daegu")]
     assert {site["name"] for site in sites("gumi-parts")} == {"daegu", "gumi"}

@@ -1,7 +1,7 @@
 """The WAN is cut for real: the socket table says so, the cut site serves, and everything arrives after the heal."""
 
-import httpx
 import pytest
+from tests import loopback
 from tests.e2e.embedded import wait_for
 
 pytestmark = [pytest.mark.federation, pytest.mark.model]
@@ -11,16 +11,16 @@ CHAT = "/v1/chat/completions"
 
 
 def status_of(federation, name):
-    return next(s for s in federation.madang_json("status")["sites"] if s["name"] == name)
+    return next(s for s in federation.site_rows() if s["name"] == name)
 
 
 def models_status(federation, site, key):
-    answer = httpx.get(f"{federation.url(site)}/v1/models", headers={"authorization": f"Bearer {key}"}, timeout=5)
+    answer = loopback.get(f"{federation.url(site)}/v1/models", headers={"authorization": f"Bearer {key}"}, timeout=5)
     return answer.status_code
 
 
 def test_a_cut_site_serves_alone_and_catches_up_after_the_heal(healthy):
-    before = healthy.ledger()["totals"]["requests"]
+    before = healthy.madang_json("usage")["totals"]["requests"]
     kept = healthy.madang_json("key", "create", "--tenant", "daegu-clinic")
     wait_for("the key opens", lambda: models_status(healthy, "daegu", kept["api_key"]) == 200, 2)
 

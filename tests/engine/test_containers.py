@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests import loopback
 from tests.engine.fake_container_daemon import FakeDaemon
 from tests.engine.vendor_replicas import FURIOSA, make_files
 
@@ -95,7 +96,7 @@ def test_it_serves_and_ends_as_any_engine(machine):
         assert engine.client.post("/v1/chat/completions", json=BODY).json()["usage"]["completion_tokens"] == 12
         streamed = engine.client.post("/v1/chat/completions", json=BODY | {"stream": True})
         assert streamed.text.endswith("data: [DONE]\n\n")
-        assert httpx.post(engine.endpoint + "/v1/chat/completions", json=BODY).status_code == 401
+        assert loopback.post(engine.endpoint + "/v1/chat/completions", json=BODY).status_code == 401
         engine.process.terminate()
         assert engine.process.wait(20) == 0
     assert machine.daemon.containers == {}

@@ -6,8 +6,8 @@ import json
 import struct
 from pathlib import Path
 
-import httpx
 import pytest
+from tests import loopback
 from tests.engine.engine_replicas import CHAT, EMBEDDING, FILES, SPEECH, fetched, weights_of
 from tests.engine.vendor_replicas import (
     CUDA,
@@ -158,8 +158,8 @@ class VendorContract(EngineDriverContract):
         return make_files(folder, self.spec)
 
     def test_without_its_key_it_still_tells_health_and_load(self, engine):
-        assert httpx.get(engine.endpoint + "/health", trust_env=False).status_code == 200
-        assert engine.driver.manifest.metrics.running[0] in httpx.get(engine.endpoint + "/metrics").text
+        assert loopback.get(engine.endpoint + "/health", trust_env=False).status_code == 200
+        assert engine.driver.manifest.metrics.running[0] in loopback.get(engine.endpoint + "/metrics").text
 
     def test_another_name_than_the_services_is_refused(self, engine):
         for path, body in self.bodies.items():

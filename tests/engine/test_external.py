@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests import loopback
 from tests.engine.engine_replicas import CHAT, weights_of
 from tests.engine.vendor_replicas import CPU, EXTERNAL, VLLM_HERE, make_files, make_spec
 from tests.gateway.certificates import Root
@@ -81,7 +82,7 @@ def test_a_request_passes_under_both_names_and_only_with_the_doors_key(tmp_path)
             streamed = opened.client.post("/v1/chat/completions", json=BODY | {"stream": True})
             assert streamed.text.endswith("data: [DONE]\n\n")
             assert "vllm:num_requests_running" in opened.client.get("/metrics").text
-            refused = httpx.post(opened.endpoint + "/v1/chat/completions", json=BODY, trust_env=False)
+            refused = loopback.post(opened.endpoint + "/v1/chat/completions", json=BODY, trust_env=False)
             assert refused.status_code == 401
             for path in ("/slots", "/v1/embeddings", "/tokenize", "/v1/models", "/pause"):
                 assert opened.client.post(path, json={}).status_code == 404, path

@@ -10,9 +10,9 @@ import resource
 import subprocess
 import time
 
-import httpx
 import msgspec
 import pytest
+from tests import loopback
 from tests.engine.podman_here import PYTHON, running_podman
 from tests.engine.vendor_replicas import FURIOSA, make_files
 
@@ -121,7 +121,7 @@ def test_it_serves_as_any_engine_may_nothing_else_and_leaves_nothing(place):
         assert engine.client.post("/v1/chat/completions", json=BODY).json()["usage"]["completion_tokens"] == 12
         streamed = engine.client.post("/v1/chat/completions", json=BODY | {"stream": True})
         assert streamed.text.endswith("data: [DONE]\n\n")
-        refused = httpx.post(engine.endpoint + "/v1/chat/completions", json=BODY, trust_env=False)
+        refused = loopback.post(engine.endpoint + "/v1/chat/completions", json=BODY, trust_env=False)
         assert refused.status_code == 401
         found = place.container()
         check_from_outside(found)

@@ -5,6 +5,7 @@ import time
 
 import httpx
 import pytest
+from tests import loopback
 from tests.engine.vendor_replicas import CUDA, FURIOSA, FURIOSA_HERE, OCR, RBLN, VLLM_HERE, make_files
 
 from madang.engine.contract import Verdict
@@ -108,7 +109,9 @@ def test_requests_over_its_slots_wait_and_are_counted(tmp_path, who):
     with start(who, tmp_path, stall_after_tokens=1) as engine:
         engine.wait_for(Verdict.READY, 20)
         slots = who[1].slots
-        clients = [httpx.Client(base_url=engine.endpoint, trust_env=False) for _ in range(slots + 1)]
+        clients = [
+            httpx.Client(base_url=engine.endpoint, trust_env=False, verify=loopback.NOBODY) for _ in range(slots + 1)
+        ]
         requests = [
             client.stream("POST", "/v1/chat/completions", json=BODY, headers={"authorization": f"Bearer {KEY}"})
             for client in clients

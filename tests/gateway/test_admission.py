@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Iterator
 
-import httpx
 import msgspec
 import openai
 import pytest
+from tests import loopback
 from tests.gateway.bank import Bank
 from tests.gateway.lab import CHAT, Answer, Lab, LabSite, LabTenant, residency, wait_until
 
@@ -435,7 +435,7 @@ def ask_line(site: LabSite, number: int) -> Answer:
     )
     headers = {"content-type": "application/json", PASS_HEADER: seal_pass(value, OWN.key)}
     url = f"http://127.0.0.1:{site.ports['peer']}/v1/chat/completions"
-    answer = httpx.post(url, content=BODY, headers=headers, timeout=10, trust_env=False)
+    answer = loopback.post(url, content=BODY, headers=headers, timeout=10, trust_env=False)
     return Answer(answer.status_code, dict(answer.headers), answer.content)
 
 

@@ -4,9 +4,9 @@ import json
 import struct
 from pathlib import Path
 
-import httpx
 import msgspec
 import pytest
+from tests import loopback
 from tests.engine.test_tesseract import errors_share, faq, page_of
 from tests.engine.test_tesseract import here as tesseract
 from tests.gateway.lab import CITY, Lab
@@ -55,7 +55,7 @@ def test_korean_pages_become_text_with_one_key_and_are_counted_as_images(here, l
         head = json.dumps({"inputs": [tensor]}).encode()
         fields = {"inference-header-content-length": str(len(head)), "authorization": f"Bearer {CITY.key}"}
         url = f"http://127.0.0.1:{site.ports['tenant']}/v2/models/{service}/infer"
-        answer = httpx.post(url, content=head + tail, headers=fields, timeout=300)
+        answer = loopback.post(url, content=head + tail, headers=fields, timeout=300)
         assert answer.status_code == 200, answer.text
         (event,) = site.events()
     outputs = {one["name"]: one["data"] for one in answer.json()["outputs"]}

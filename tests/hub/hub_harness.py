@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import msgspec
+from tests import loopback
 
 from madang.core import Unavailable
 from madang.hub.app import run_hub
@@ -89,7 +90,9 @@ class Hub:
         self.events = (folder / "hub-events.jsonl").open("a")
         self.log = EventLog(SystemClock(), self.events)
         self.task = None
-        self.client = httpx.AsyncClient(base_url=self.url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=10)
+        self.client = httpx.AsyncClient(
+            base_url=self.url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=10, verify=loopback.NOBODY
+        )
 
     async def start(self):
         """Start the hub program in this loop."""
@@ -211,7 +214,7 @@ class LeafSite:
         return make_bus(self.port, inbox or f"_INBOX.{self.name}", user="site", password="local-password")
 
     async def is_linked(self):
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(verify=loopback.NOBODY) as client:
             try:
                 answer = await client.get(f"http://127.0.0.1:{self.monitor_port}/leafz")
             except httpx.TransportError:

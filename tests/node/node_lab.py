@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import msgspec
+from tests import loopback
 from tests.node.artifact_sources import file_of
 
 from madang.core import ChipId, NodeId, ReplicaId, ServiceName, SiteId
@@ -204,18 +205,17 @@ class NodeLab:
     def ask(self, replica, **fields):
         body = {"messages": [{"role": "user", "content": "hi"}], "stream": True, **fields}
         headers = {"authorization": f"Bearer {replica.engine_key}"}
-        return httpx.post(
+        return loopback.post(
             f"{replica.endpoint}/v1/chat/completions",
             json=body,
             headers=headers,
             trust_env=False,
-            verify=False,
             timeout=30,
         )
 
     def requests_running(self, replica):
         headers = {"authorization": f"Bearer {replica.engine_key}"}
-        text = httpx.get(f"{replica.endpoint}/metrics", headers=headers, trust_env=False, verify=False).text
+        text = loopback.get(f"{replica.endpoint}/metrics", headers=headers, trust_env=False).text
         return "requests_processing 1" in text
 
 

@@ -7,8 +7,8 @@ that they are given. The site's part is its own policy, called with what the nod
 
 import threading
 
-import httpx
 import pytest
+from tests import loopback
 from tests.node.twin_lab import GIB, NODE, TwinLab
 
 from madang.model import ChipHealth, CordonCause, ReplicaPhase
@@ -27,7 +27,7 @@ def lab(tmp_path):
 
 
 def is_asked(replica):
-    text = httpx.get(f"{replica.endpoint}/metrics", trust_env=False, verify=False).text
+    text = loopback.get(f"{replica.endpoint}/metrics", trust_env=False).text
     return 'num_requests_running{engine="0",model_name="chat"} 1.0' in text
 
 

@@ -6,9 +6,9 @@ import subprocess
 import sys
 import threading
 
-import httpx
 import msgspec
 import pytest
+from tests import loopback
 from tests.node.node_lab import NodeLab, is_running, kill
 
 from madang.model import ReplicaPhase, Task
@@ -49,7 +49,9 @@ def test_engines_that_die_fall_sick_or_are_sent_away_are_replaced(lab):
     before = {name: lab.wait_ready(name) for name in names}
     kill(before["killed"].pid)
     headers = {"authorization": f"Bearer {before['sick'].engine_key}"}
-    httpx.post(f"{before['sick'].endpoint}/twin/behaviour", json={"health": "sick"}, headers=headers, trust_env=False)
+    loopback.post(
+        f"{before['sick'].endpoint}/twin/behaviour", json={"health": "sick"}, headers=headers, trust_env=False
+    )
     assert lab.client.post(f"/api/v1/replicas/{before['restarted'].replica_id}/restart").status_code == 202
     after = {name: lab.wait_ready(name, lambda one, b=old: one.pid != b.pid) for name, old in before.items()}
     assert {one.restarts for one in after.values()} == {1}

@@ -3,8 +3,8 @@
 import importlib.util
 import os
 
-import httpx
 import pytest
+from tests import loopback
 from tests.engine.engine_replicas import fetched
 from tests.node.node_lab import NodeLab
 
@@ -41,7 +41,7 @@ def test_a_model_is_fetched_started_and_answers(tmp_path, is_twin):
         replica = lab.wait_ready("files")
         assert replica.is_simulated is is_twin
         tensor = {"name": "bytes", "shape": [1, 2048], "datatype": "INT32", "data": [256] * 2048}
-        answer = httpx.post(
+        answer = loopback.post(
             f"{replica.endpoint}/v2/models/files/infer",
             json={"inputs": [tensor]},
             headers={"authorization": f"Bearer {replica.engine_key}"},

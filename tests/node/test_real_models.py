@@ -4,9 +4,9 @@ import math
 import os
 import threading
 
-import httpx
 import msgspec
 import pytest
+from tests import loopback
 from tests.node.node_lab import NodeLab, kill
 
 from madang.core import ChipId, MadangError, ReplicaId, ServiceName
@@ -57,7 +57,7 @@ def lab(tmp_path_factory):
 
 def post(replica, path, body):
     headers = {"authorization": f"Bearer {replica.engine_key}"}
-    answer = httpx.post(replica.endpoint + path, json=body, headers=headers, trust_env=False, timeout=120)
+    answer = loopback.post(replica.endpoint + path, json=body, headers=headers, trust_env=False, timeout=120)
     assert answer.status_code == 200, answer.text
     return answer.json()
 

@@ -3,9 +3,9 @@
 import os
 import signal
 
-import httpx
 import msgspec
 import pytest
+from tests import loopback
 from tests.engine.vendor_replicas import CPU, EXTERNAL, VLLM_HERE, make_files
 from tests.node.artifact_sources import file_of
 from tests.node.node_lab import NodeLab, is_running
@@ -37,7 +37,7 @@ def on_cpu(lab, spec, **behaviour):
 def ask(replica):
     headers = {"authorization": f"Bearer {replica.engine_key}"}
     url = f"{replica.endpoint}/v1/chat/completions"
-    return httpx.post(url, json=BODY, headers=headers, trust_env=False, timeout=30)
+    return loopback.post(url, json=BODY, headers=headers, trust_env=False, timeout=30)
 
 
 def test_a_vendors_engine_lives_dies_and_goes(tmp_path):

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from tests import loopback
 from tests.node.artifact_sources import file_of
 from tests.runtime.artifact_lab import CHUNK, cut, make_kit
 
@@ -71,7 +72,7 @@ def make_fetcher(folder, stores, log, **options):
 
 def test_whole_files_are_served_in_ranges(tmp_path, serve):
     fill(tmp_path)
-    with httpx.Client(base_url=serve(tmp_path), trust_env=False) as client:
+    with httpx.Client(base_url=serve(tmp_path), trust_env=False, verify=loopback.NOBODY) as client:
         whole = client.get(PATH)
         assert (whole.status_code, whole.content) == (200, DATA)
         assert whole.headers["etag"] == f'"{FILE.sha256}"'
@@ -96,7 +97,9 @@ def test_of_an_unfinished_file_only_what_is_finished_is_served(tmp_path, serve):
         chunk_file.write(index, memoryview(DATA)[start : start + size_bytes])
     chunk_file.flush()
     chunk_file.close()
-    with httpx.Client(base_url=serve(tmp_path, find_chunks={FILE.sha256: FILE}.get), trust_env=False) as client:
+    with httpx.Client(
+        base_url=serve(tmp_path, find_chunks={FILE.sha256: FILE}.get), trust_env=False, verify=loopback.NOBODY
+    ) as client:
         first = client.get(PATH, headers={"range": f"bytes=10-{len(DATA) - 1}"})
         assert (first.status_code, first.content) == (206, DATA[10 : 2 * CHUNK])
         assert first.headers["content-range"] == f"bytes 10-{2 * CHUNK - 1}/{len(DATA)}"
@@ -114,7 +117,7 @@ def test_strangers_get_nothing(tmp_path, serve):
         if headers.get("authorization") != "Bearer right":
             raise Rejected("not for you")
 
-    with httpx.Client(base_url=serve(tmp_path, authorise), trust_env=False) as client:
+    with httpx.Client(base_url=serve(tmp_path, authorise), trust_env=False, verify=loopback.NOBODY) as client:
         for headers in ({}, {"authorization": "Bearer wrong"}):
             for path in (PATH, PATH + "/manifest"):
                 answer = client.get(path, headers=headers)
@@ -126,7 +129,7 @@ def test_strangers_get_nothing(tmp_path, serve):
 def test_a_file_without_its_marker_is_not_served(tmp_path, serve):
     fill(tmp_path)
     (tmp_path / FILE.sha256[:2] / f"{FILE.sha256}.ok").unlink()
-    with httpx.Client(base_url=serve(tmp_path), trust_env=False) as client:
+    with httpx.Client(base_url=serve(tmp_path), trust_env=False, verify=loopback.NOBODY) as client:
         assert client.get(PATH).status_code == 404
 
 

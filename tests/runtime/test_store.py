@@ -3,6 +3,8 @@
 import asyncio
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -26,6 +28,18 @@ def test_an_empty_database_is_brought_up_to_date_and_again_changes_nothing(store
     first = upgrade_schema(store.engine, LOCATION)
     assert upgrade_schema(store.engine, LOCATION) == first
     assert store.write_now(lambda c: c.execute(AUDIT_COUNT).scalar()) == 0
+
+
+def test_a_program_whose_database_is_up_to_date_imports_no_alembic_and_no_websockets(store):
+    upgrade_schema(store.engine, LOCATION)
+    words = (
+        "import sys, madang.runtime.bus\n"
+        "from madang.runtime.store import open_engine, upgrade_schema\n"
+        f"upgrade_schema(open_engine({str(store.engine.url)!r}), {LOCATION!r})\n"
+        "print(*(name for name in ('alembic', 'aiohttp', 'nats') if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("nats\n", "")
 
 
 def test_a_database_of_a_newer_release_is_refused_naming_both_and_left_alone(store):

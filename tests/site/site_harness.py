@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import httpx
+from tests import loopback
 from tests.hub.hub_harness import NatsProcess, enrol, make_bus, until
 
 from madang.federation.toml_text import render_toml
@@ -53,6 +54,7 @@ class RealSite:
             base_url=f"http://127.0.0.1:{self.settings.port}",
             headers={"authorization": f"Bearer {SITE_TOKEN}"},
             timeout=10,
+            verify=loopback.NOBODY,
         )
 
     async def enrol(self, hub, **fields):

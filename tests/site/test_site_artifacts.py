@@ -7,6 +7,7 @@ import secrets
 
 import httpx
 import pytest
+from tests import loopback
 from tests.gateway.certificates import Root
 from tests.hub.hub_harness import until
 from tests.node.artifact_sources import file_of
@@ -221,7 +222,7 @@ def test_where_a_site_has_tls_what_it_gives_to_another_is_hidden(tmp_path, hub, 
 
 def ask_in_plain(port):
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"http://127.0.0.1:{port}/artifacts/{FILE.sha256}", trust_env=False)
+        loopback.get(f"http://127.0.0.1:{port}/artifacts/{FILE.sha256}", trust_env=False)
 
 
 def test_a_tls_port_without_a_certificate_is_no_settings(tmp_path, log):
@@ -238,7 +239,7 @@ def ask_as_strangers(url):
         {"authorization": "Bearer token-daegu"},
         {"x-madang-artifact-pass": "x.y"},
     ):
-        assert httpx.get(url, headers=headers, trust_env=False).status_code == 401
+        assert loopback.get(url, headers=headers, trust_env=False).status_code == 401
 
 
 def fetch_as_node(tmp_path, chosen, log):
@@ -262,7 +263,7 @@ def test_what_no_store_has_is_said_once_and_the_site_goes_on(tmp_path, log):
     async def go():
         async with running(make_site(chosen, FakePeers(), log)):
             await until(lambda: "artifact_not_fetched" in (tmp_path / "events.jsonl").read_text(), "it is said")
-            async with httpx.AsyncClient(trust_env=False) as client:
+            async with httpx.AsyncClient(trust_env=False, verify=loopback.NOBODY) as client:
                 headers = {"authorization": "Bearer token-daegu"}
                 answer = await client.get(f"{url_of(chosen)}/artifacts/{FILE.sha256}", headers=headers)
                 assert answer.status_code == 404

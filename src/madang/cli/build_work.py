@@ -25,6 +25,7 @@ from madang.model.build import Build, BuildState
 from madang.runtime.admin_client import AdminClient, is_loopback
 from madang.runtime.artifacts.manifests import cut_file
 from madang.runtime.clock import SystemClock
+from madang.runtime.http_trust import trust_for
 from madang.wire.artifacts import FileChunks
 
 HOLD_S = 30.0
@@ -44,6 +45,7 @@ class WorkApi:
             headers={"authorization": f"Bearer {token}"},
             timeout=_TIMEOUT_S,
             trust_env=not is_loopback(url),
+            verify=trust_for(url),
         )
 
     def close(self) -> None:

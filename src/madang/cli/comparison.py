@@ -12,6 +12,7 @@ from madang.model import Task
 from madang.policy.equivalence import Measured, score_texts, score_vectors
 from madang.policy.pinned_set import ANSWER_TOKENS, name_set, prompts_of
 from madang.runtime.admin_client import is_loopback
+from madang.runtime.http_trust import trust_for
 
 _TIMEOUT_S = 120.0
 
@@ -29,7 +30,9 @@ def compare_services(task: Task, reference: str, candidate: str, url: str, key: 
     scores: list[float] = []
     counts: list[tuple[int, int]] = []
     headers = {"authorization": f"Bearer {key}"}
-    with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S, trust_env=not is_loopback(url)) as client:
+    with httpx.Client(
+        base_url=url, headers=headers, timeout=_TIMEOUT_S, trust_env=not is_loopback(url), verify=trust_for(url)
+    ) as client:
         for prompt in prompts:
             one, other = (_ask(client, task, service, prompt) for service in (reference, candidate))
             scores.append(_score(task, one, other))

@@ -17,6 +17,7 @@ from madang.cli.access import Access
 from madang.cli.terminal import field, print_json, print_table, say
 from madang.core import Rejected, SiteId, Unavailable
 from madang.policy.nearest import LegalSite, SiteHealth, rank_sites
+from madang.runtime.http_trust import trust_for
 
 TIMEOUT_S = 3.0
 _SITES = "/v1/sites"
@@ -45,7 +46,7 @@ def find_nearest(access: Access, *, key: str, url: str | None, count: int) -> No
         count: round trips at each site.
     """
     entry = (access.credentials().national_url if url is None else url).rstrip("/").removesuffix("/v1")
-    with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client:
+    with httpx.Client(timeout=TIMEOUT_S, trust_env=False, verify=trust_for(entry)) as client:
         found = _ask_sites(client, entry, key)
     measured = [_measure(site, key, count) for site in found["data"]]
     by_name = {one.name: one for one in measured}
@@ -85,7 +86,7 @@ def _measure(site: Any, key: str, count: int) -> Measured:
     head = httpx.Request("HEAD", f"{site['url']}{_SITES}", headers={"authorization": f"Bearer {key}"})
     taken_ms = []
     try:
-        with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client:
+        with httpx.Client(timeout=TIMEOUT_S, trust_env=False, verify=trust_for(site["url"])) as client:
             for _ in range(count + 1):
                 began_ns = time.perf_counter_ns()
                 client.send(head).raise_for_status()

@@ -79,10 +79,13 @@ def _fetch(url: str, receipt_id: str, key: str, wait_s: float) -> bytes:
     import httpx
 
     from madang.runtime.admin_client import is_loopback
+    from madang.runtime.http_trust import trust_for
 
     until: float | None = None  # counted from the first answer: a slow one does not use the wait up
     try:
-        with httpx.Client(base_url=url, timeout=_ANSWER_TIMEOUT_S, trust_env=not is_loopback(url)) as client:
+        with httpx.Client(
+            base_url=url, timeout=_ANSWER_TIMEOUT_S, trust_env=not is_loopback(url), verify=trust_for(url)
+        ) as client:
             while True:
                 answer = client.get(f"/v1/receipts/{receipt_id}", headers={"authorization": f"Bearer {key}"})
                 if answer.is_success:

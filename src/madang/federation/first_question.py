@@ -9,6 +9,7 @@ import httpx
 import msgspec
 
 from madang.core import Unavailable
+from madang.runtime.http_trust import trust_for
 
 QUESTION = "대한민국의 수도는 어디인가요? 한 문장으로 답해 주세요."
 _ANSWER_TIMEOUT_S = 60.0
@@ -47,7 +48,7 @@ def ask(url: str, api_key: str, service: str, *, wait_s: float) -> Answer:
         "temperature": 0,
     }
     deadline_ns = time.monotonic_ns() + round(wait_s * 1e9)
-    with httpx.Client(timeout=_ANSWER_TIMEOUT_S, trust_env=False) as client:
+    with httpx.Client(timeout=_ANSWER_TIMEOUT_S, trust_env=False, verify=trust_for(url)) as client:
         while True:
             started_ns = time.monotonic_ns()
             try:

@@ -17,6 +17,7 @@ from madang.federation.relay import read_modes
 from madang.federation.relay_settings import LinkMode
 from madang.federation.state import Credentials
 from madang.model import ReplicaPhase
+from madang.runtime.http_trust import trust_for
 from madang.runtime.leftovers import read_record
 from madang.runtime.process import is_alive
 from madang.runtime.supervision import ProcessRecord
@@ -65,7 +66,7 @@ class Watcher:
         self._layout = layout
         self._credentials = credentials
         self._api_key = api_key
-        self._http = httpx.Client(timeout=_PROBE_TIMEOUT_S, trust_env=False)
+        self._http = httpx.Client(timeout=_PROBE_TIMEOUT_S, trust_env=False, verify=trust_for(layout.hub_url))
         self._services: list[dict[str, Any]] | None = None
         self._restarts_before = {record.name: record.restarts for record in self._records()}
 

@@ -4,9 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from madang.hub.app import main
+from madang.runtime.collector import resting_collector
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="madang.hub", description="Run the hub of a federation.")
     parser.add_argument("--config", type=Path, required=True, help="TOML file of HubSettings")
-    sys.exit(main(parser.parse_args().config))
+    config = parser.parse_args().config
+    with resting_collector():
+        from madang.hub.app import main
+    sys.exit(main(config))

@@ -14,6 +14,7 @@ import httpx
 import msgspec
 
 from madang.core import Conflict, Fault, MadangError, Rejected, Unavailable
+from madang.runtime.http_trust import trust_for
 
 _CONNECT_TIMEOUT_S = 3.0
 _ANSWER_TIMEOUT_S = 30.0
@@ -43,6 +44,7 @@ class AdminClient:
                 timeout=httpx.Timeout(_ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
                 # A proxy in the environment is for the outside; this machine is reached directly.
                 trust_env=not is_loopback(url),
+                verify=trust_for(url),
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise Rejected(f"{url!r} is not a URL: {error}", next_step="write it as http://host:port") from error

@@ -13,12 +13,10 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 import msgspec
-from nats import errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from madang.core import Clock, Entropy, Unavailable
 from madang.machine.backoff import choose_backoff_s
+from madang.runtime.nats_client import Client, Msg, errors
 from madang.runtime.telemetry import EventLog
 
 STATUS_HEADER = "Status"

@@ -16,6 +16,7 @@ import msgspec
 from madang.core import Conflict, Entropy, MadangError, NodeId, Rejected, Unavailable
 from madang.machine.backoff import choose_backoff_s
 from madang.runtime.files import read_secret
+from madang.runtime.http_trust import trust_for
 from madang.runtime.telemetry import EventLog
 from madang.site.nodes import NodeBook
 from madang.site.settings import NodeLink
@@ -44,7 +45,9 @@ class NodeClient:
         timeout = httpx.Timeout(POLL_WAIT_S + _ANSWER_SLACK_S, connect=_CONNECT_TIMEOUT_S)
         limits = httpx.Limits(max_connections=4, max_keepalive_connections=2)
         # Never through a proxy of the environment: nodes are inside the site.
-        self._http = httpx.AsyncClient(base_url=link.url, timeout=timeout, limits=limits, trust_env=False)
+        self._http = httpx.AsyncClient(
+            base_url=link.url, timeout=timeout, limits=limits, trust_env=False, verify=trust_for(link.url)
+        )
 
     async def close(self) -> None:
         """Close the connections."""

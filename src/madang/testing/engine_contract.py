@@ -20,6 +20,7 @@ import httpx
 
 from madang.engine.contract import EngineDriver, EngineReading, LaunchRequest, Verdict
 from madang.model import ReplicaSpec
+from madang.runtime.http_trust import trust_for
 from madang.testing.ports import free_port
 
 HOST = "127.0.0.1"
@@ -41,6 +42,7 @@ class RunningEngine:
             timeout=60,
             limits=httpx.Limits(max_keepalive_connections=0),
             trust_env=False,
+            verify=trust_for(self.endpoint),
         )
 
     def probe(self) -> EngineReading:
@@ -186,7 +188,9 @@ class EngineDriverContract:
             for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Bearer {KEY}x"}):
                 content = self.content(body)
                 content["headers"] = content.get("headers", {}) | headers
-                answer = httpx.post(engine.endpoint + self.path(path), **content, trust_env=False)
+                answer = httpx.post(
+                    engine.endpoint + self.path(path), **content, trust_env=False, verify=trust_for(engine.endpoint)
+                )
                 assert answer.status_code == 401
 
     def test_bad_requests_are_the_callers_fault(self, engine: RunningEngine) -> None:

@@ -23,6 +23,7 @@ from madang.model import EquipmentKind
 from madang.runtime.clock import SystemClock
 from madang.runtime.control_socket import LINE_BYTES_MAX, answer_with, open_control
 from madang.runtime.device_secrets import find_secret
+from madang.runtime.http_trust import trust_for
 from madang.runtime.settings import load_settings
 from madang.runtime.telemetry import EventLog
 from madang.sim.plant.faults import apply_fault
@@ -170,7 +171,7 @@ class PlantProgram:
 
     async def _follow_load(self) -> None:
         """Let servers be as busy as the chips of their nodes are; a node that is away is idle."""
-        async with httpx.AsyncClient(trust_env=False, timeout=2.0) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=2.0, verify=trust_for("http://")) as client:
             while True:
                 for site in self._sites.values():
                     for node, url in site.settings.node_metrics.items():
