@@ -81,7 +81,12 @@ def test_every_point_of_the_container_is_answered_over_its_own_protocol(containe
         try:
             await site.start()
             calm = await read_all(file, folder)
-            for kind, target in (("utility_lost", ""), ("leak", leak), ("cooling_lost", cooler)):
+            for kind, target in (
+                ("utility_lost", ""),
+                ("leak", leak),
+                ("cooling_lost", cooler),
+                ("camera_lost", "camera"),
+            ):
                 apply_fault(site.plant, PlantFault(kind=kind, target=target))
             site.plant.step(5.0)
             lost = await read_all(file, folder)
@@ -102,6 +107,7 @@ def test_every_point_of_the_container_is_answered_over_its_own_protocol(containe
     print(told)
     assert any(text in ("yes", "battery", "on_battery") for text in told.values()), told
     assert told[f"{leak}.alarm_leak"] == "active"
+    assert told["camera.alarm_camera"] == "active"
     assert told[f"{cooler}.state_compressor"] == "failed"
     it_w = sum(calm[f"{name}.power"].value for name in site.plant.servers)
     assert it_w == pytest.approx(sum(one.power_w for one in site.plant.servers.values()), rel=0.05)
