@@ -3,16 +3,9 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-
-from madang.core import SiteId
-from madang.gateway.metrics import Meter
-from madang.model import Envelope, Fact, Point, PointKind, Quality, Quantity, Sample
-from madang.site.facility.allowed import Limits
-from madang.site.facility.gauges import collect_facility
+from tests.tidy.exported import facility_families, gateway_families
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "grafana" / "dashboards"
 DASHBOARDS = sorted(FOLDER.glob("*.json"))
@@ -23,47 +16,10 @@ LABEL = re.compile(r"([a-z_]+)\s*(?:=~|!~|!=|=)")
 GROUP = re.compile(r"by \(([^)]*)\)")
 
 
-class FakeFacility:
-    """A fake: one good reading of each quantity, every fact known, one device, which is listened to, no alarm."""
-
-    def __init__(self) -> None:
-        fact = Fact(value=1.0, quality=Quality.GOOD)
-        names = ("pue", "headroom_w", "runtime_s", "thermal_margin_k", "time_to_limit_s")
-        self.mind = SimpleNamespace(world=SimpleNamespace(facts=SimpleNamespace(**dict.fromkeys(names, fact))))
-        points, samples = {}, {}
-        for quantity in Quantity:
-            name = f"unit.{quantity.value}"
-            points[name] = Point(
-                point_id=name, equipment_id="unit", name=quantity.value, kind=PointKind.SENSOR, quantity=quantity
-            )
-            samples[name] = Sample(point_id=name, value=1.0, observed_at_s=0.0, quality=Quality.GOOD)
-        self.book = SimpleNamespace(points=points, samples=lambda now_s: samples)
-        self.poller = SimpleNamespace(states={"d": SimpleNamespace(is_answering=True)})
-        self.notifications = SimpleNamespace(
-            list_drivers=lambda: {"snmp": True}, count=lambda driver: {"woke": 1, "malformed": 0}
-        )
-        self.alarms = SimpleNamespace(list_alarms=lambda: ())
-        envelope = Envelope(site=SiteId("daegu"), generation=1, issued_at_s=0.0, valid_until_s=1.0)
-        self.allowed = SimpleNamespace(envelope=envelope, limits=Limits)
-
-    def now_s(self) -> float:
-        return 0.0
-
-
 @pytest.fixture(scope="module")
 def series() -> dict[str, set[str]]:
     """Labels of every series of a worker that has counted everything once and of a whole facility, by name."""
-    meter = Meter("daegu")
-    meter.count_request("/v1/chat/completions", 200, "daegu", "s", "cpu", "interactive")
-    meter.of("s", "cpu", "interactive").ttft.observe(0.1)
-    meter.count_retry("s", "connect")
-    meter.count_shed("s", "batch", "overloaded")
-    meter.count_quota_refusal("budget")
-    meter.count_reject(400)
-    meter.count_peer_refusal("expired")
-    meter.count_handshake("ok")
-    fake: Any = FakeFacility()
-    families = [*meter.collect(), *collect_facility(fake)]
+    families = [*gateway_families(), *facility_families()]
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}
 
 

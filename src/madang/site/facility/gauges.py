@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 
 from madang.model import PointKind, PriorityClass, Quality, Quantity, SafetyState
 from madang.model.alarm import AlarmPriority
+from madang.policy.facility.signs import Sign, read_signs
 from madang.site.facility.facility import Facility
 
 FACTS = (
@@ -85,14 +86,37 @@ def _collect_points(facility: Facility) -> Iterator[Metric]:
         if family is not None and is_read and sample.is_usable and sample.value is not None:
             family.add_metric([point_id, str(point.is_simulated).lower()], sample.value)
     yield from families.values()
+    yield _collect_batteries(facility)
     points = GaugeMetricFamily("madang_facility_points", "Points by the quality of what they read.", labels=["quality"])
     for quality in Quality:
         points.add_metric([quality.value], float(qualities[quality]))
     yield points
 
 
+def _collect_batteries(facility: Facility) -> Metric:
+    """Return which UPSs are on battery; of one whose word is not known there is no sample."""
+    samples = facility.book.samples(facility.now_s())
+    on_battery: dict[str, bool] = {}
+    for point, readings in facility.mind.world.topology.sign_points:
+        sample = samples.get(point.point_id)
+        can_say = any(one.sign is Sign.ON_BATTERY for one in readings)
+        if can_say and sample is not None and sample.is_usable:
+            says = Sign.ON_BATTERY in read_signs(readings, sample)
+            on_battery[point.equipment_id] = says or on_battery.get(point.equipment_id, False)
+    family = GaugeMetricFamily("madang_facility_on_battery", "1 while a UPS is on its battery.", labels=["equipment"])
+    for equipment_id, says in on_battery.items():
+        family.add_metric([equipment_id], float(says))
+    return family
+
+
 def _collect_envelope(facility: Facility) -> Iterator[Metric]:
     envelope, limits = facility.allowed.envelope, facility.allowed.limits()
+    until = GaugeMetricFamily(
+        "madang_facility_envelope_valid_until_seconds", "Unix time at which what is allowed runs out."
+    )
+    if envelope is not None:
+        until.add_metric([], envelope.valid_until_s)
+    yield until
     safety = GaugeMetricFamily("madang_facility_safety_state", "1 for the state of the box.", labels=["state"])
     for state in SafetyState:
         safety.add_metric([state.value], float(envelope is not None and envelope.safety is state))
