@@ -10,10 +10,11 @@ from madang.site.facility.gauges import collect_facility
 
 
 def scrape(box):
+    poller = SimpleNamespace(states={})
     facility: Any = SimpleNamespace(
         mind=box.mind,
         book=box.book,
-        poller=SimpleNamespace(states={}),
+        poller=poller,
         notifications=SimpleNamespace(list_drivers=dict),
         alarms=box.desk,
         allowed=box.allowed,

@@ -25,7 +25,7 @@ _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"),
 
 
 class FakeFacility:
-    """A fake: one good reading of each quantity, every fact known, one UPS, one device listened to, no alarm."""
+    """A fake: one good reading of each quantity, every fact, a UPS, a device that is listened to, no alarm."""
 
     def __init__(self) -> None:
         fact = Fact(value=1.0, quality=Quality.GOOD)
