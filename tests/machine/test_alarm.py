@@ -380,6 +380,34 @@ def test_the_book_survives_the_program():
     assert desk.book.sequence == sequence + 1 + ("escalated" in desk.whats())
 
 
+def test_a_program_that_begins_anew_takes_nobody_for_silent_before_it_has_asked():
+    silent, comms = key("server1", "temperature_inlet", "reading_lost"), key("server1", "", "comms_loss")
+    desk = Desk(*default_rules(MODEL))
+    desk.read(T1, 20.0)
+    desk.feed(Tick())
+    # The devices end first: silence is about to be told when the program ends.
+    desk.now_s += desk.plan.stale_s[T1] - 0.5
+    desk.feed(Tick())
+    assert desk.state(comms) is S.NORMAL
+    desk.book = resume(msgspec.json.decode(msgspec.json.encode(desk.book), type=AlarmBook), desk.plan)
+    desk.now_s += 1200.0
+    for _ in range(20):
+        desk.now_s += 0.5
+        desk.feed(Tick())
+        assert desk.state(silent) is S.NORMAL
+        assert desk.state(comms) is S.NORMAL
+    desk.now_s += 1200.0
+    desk.feed(Tick())
+    desk.now_s += 60.0
+    desk.feed(Tick())
+    assert desk.state(comms) is S.UNACKNOWLEDGED, "who stays silent is told of"
+    desk.book = resume(desk.book, desk.plan)
+    for _ in range(600):
+        desk.now_s += 0.5
+        desk.feed(Tick())
+        assert desk.state(comms) is S.UNACKNOWLEDGED, "and stands through the next life until heard"
+
+
 def test_a_site_has_alarms_without_writing_any():
     rules = {str(one.key): one for one in default_rules(MODEL)}
     leak = rules["daegu/leak1/leak1.state/leak"]

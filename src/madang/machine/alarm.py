@@ -210,13 +210,24 @@ class _Brain:
                 lost = bool(points) and all(self._is_silent(point) for point in points)
             else:
                 continue
+            # What an earlier life had raised stands until somebody is heard; what it was about to raise does not.
+            lost = lost or (self.tracks[name].is_active and not self._is_any_heard(rule))
             self._note(name, lost, self.now_s, None, None, had_gap=False)
 
     def _is_silent(self, point: str) -> bool:
+        stale_s = self.plan.stale_s.get(point, 0.0)
+        if not self._is_heard_of(point):
+            return self.now_s - self.started_s > max(self.settings.silent_s, stale_s)
+        return self.now_s - self.heard[point].at_s > stale_s
+
+    def _is_heard_of(self, point: str) -> bool:
+        """Return whether a point was heard in this life; in an earlier one nobody listened at the end."""
         heard = self.heard.get(point)
-        if heard is None:
-            return self.now_s - self.started_s > max(self.settings.silent_s, self.plan.stale_s.get(point, 0.0))
-        return self.now_s - heard.at_s > self.plan.stale_s.get(point, 0.0)
+        return heard is not None and heard.at_s >= self.started_s
+
+    def _is_any_heard(self, rule: AlarmRule) -> bool:
+        points = (rule.key.point,) if rule.key.point else self.plan.points.get(rule.key.equipment, ())
+        return any(self._is_heard_of(point) for point in points)
 
     # Delays
 
