@@ -17,8 +17,13 @@ def _template() -> bytes:
         return path.read_bytes()
 
 
-def open_database(path: Path) -> Store:
-    """Return a store on `path`, made with this release's schema when it is not there."""
+def make_database(path: Path) -> None:
+    """Make a database of this release's schema on `path` when none is there."""
     if not path.exists():
         path.write_bytes(_template())
+
+
+def open_database(path: Path) -> Store:
+    """Return a store on `path`, made with this release's schema when it is not there."""
+    make_database(path)
     return Store(sqlite_url(path))

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.depth import depth
+from tests.site.fresh_database import make_database
 
 from madang.core import Conflict, KeyId, ProjectId, Rejected, ServiceName, SiteId, TenantId
 from madang.model import ApiKey, KeyPolicy, PriorityClass, Project, Residency, ResidencyScope, Tariff, Tenant
@@ -55,8 +56,8 @@ class Held:
     """A database and the view that follows it, as the pull agent keeps them."""
 
     def __init__(self, path):
+        make_database(path)
         self.engine = open_engine(sqlite_url(path))
-        upgrade_schema(self.engine, "madang.site:migrations")
         self.view = DesiredView()
 
     def take(self, *items):

@@ -13,6 +13,7 @@ from alembic.config import Config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.depth import depth
+from tests.site.fresh_database import open_database
 from tests.site.usage_files import Worker, make_event, records
 
 from madang.core import Unavailable
@@ -59,8 +60,7 @@ class Site:
         self.start()
 
     def start(self):
-        self.store = Store(sqlite_url(self.database))
-        upgrade_schema(self.store.engine, "madang.site:migrations")
+        self.store = open_database(self.database)
         self.guard = GuardedStore(self.store, self.log)
         self.gauge = OutboxGauge()
         self.importer = Importer(
