@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 
 import pytest
+from tests.depth import depth
 from tests.site.lease_bench import (
     GUMI,
     HOME,
@@ -200,7 +201,7 @@ def play(folder, seed, residency, *, is_gentle):
 
 @pytest.mark.parametrize("residency", [HOME, SHARED], ids=["home", "shared"])
 @pytest.mark.parametrize("is_gentle", [True, False], ids=["killed", "robbed"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(depth(3, 6)))
 def test_no_won_is_spent_twice_or_beyond_the_budget(tmp_path, seed, residency, is_gentle):
     run = play(tmp_path, seed, residency, is_gentle=is_gentle)
     assert run.spent > 0 or not is_gentle, "something happened"
