@@ -275,8 +275,13 @@ def test_a_level_that_takes_its_own_sign_away_comes_back_ever_more_rarely():
     assert all(later >= min(1.9 * earlier, rules.calm_s_max) for earlier, later in itertools.pairwise(gaps))
     assert len(entries) <= 10
 
-    memory, _ = propose_thermal(
-        memory, now, read_all_signs(calm_site().world.view(site.envelope), TOPOLOGY), TOPOLOGY, rules
-    )
+    well = read_all_signs(calm_site().world.view(site.envelope), TOPOLOGY)
+    memory, _ = propose_thermal(memory, now, well, TOPOLOGY, rules)
     assert memory.wait_s == 0.0, "with the end of the cause the waits are short again"
     assert "over" in memory.reason, "nobody is sent to a unit that runs"
+    length = len(memory.reason)
+    for _ in range(5):
+        memory, _ = propose_thermal(memory, now, signs, TOPOLOGY, rules)
+        assert "over" not in memory.reason, "it is lost again"
+        memory, _ = propose_thermal(memory, now, well, TOPOLOGY, rules)
+        assert len(memory.reason) == length, "said once, however often it comes and goes"

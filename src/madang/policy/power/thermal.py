@@ -91,18 +91,24 @@ def propose_thermal(
             memory = msgspec.structs.replace(memory, unknown_s=view.now_s, unknown_level=memory.level)
         is_unread = signs.is_silent(Sign.COOLING_LOST)
         level = _find_blind_level(memory, view, rules, has_cause=bool(cause), is_unread=is_unread)
-    if memory.has_cause and not cause:
-        over = f"{memory.reason}; over, held until it is calm"
-        memory = msgspec.structs.replace(memory, wait_s=0.0, left_s=None, reason=over)
-    memory = msgspec.structs.replace(memory, has_cause=bool(cause))
+    memory = _note_cause(memory, cause)
+    if level > memory.level:
+        memory = msgspec.structs.replace(memory, wait_s=_next_wait_s(memory, view, rules))
     if level >= memory.level and level > 0:
-        reason = cause or memory.reason or _DEFAULT_REASON
-        if level > memory.level:
-            memory = msgspec.structs.replace(memory, wait_s=_next_wait_s(memory, view, rules))
-        memory = msgspec.structs.replace(memory, level=level, calm_s=None, reason=reason)
+        memory = msgspec.structs.replace(memory, level=level, calm_s=None)
     elif memory.level > 0:
         memory = _calm_down(memory, view, level, rules)
     return memory, _ask(memory, view, topology, rules)
+
+
+def _note_cause(memory: ThermalMemory, cause: str) -> ThermalMemory:
+    """Take what is wrong now as the reason; what is wrong no longer is told as over for as long as a level is held."""
+    if cause:
+        return msgspec.structs.replace(memory, reason=cause, has_cause=True)
+    if memory.has_cause:
+        over = f"{memory.reason}; over, held until it is calm"
+        return msgspec.structs.replace(memory, reason=over, has_cause=False, wait_s=0.0, left_s=None)
+    return memory if memory.level > 0 else msgspec.structs.replace(memory, reason="")
 
 
 def _next_wait_s(memory: ThermalMemory, view: View, rules: ThermalRules) -> float:
@@ -180,7 +186,7 @@ def _calm_down(memory: ThermalMemory, view: View, level: int, rules: ThermalRule
 
 
 def _ask(memory: ThermalMemory, view: View, topology: Topology, rules: ThermalRules) -> list[Request]:
-    level, reason = memory.level, memory.reason
+    level, reason = memory.level, memory.reason or _DEFAULT_REASON
     clinical = [node for node, load in view.nodes.items() if PriorityClass.CLINICAL in load.classes]
     others = [node for node in topology.nodes if node not in clinical]
     parts: dict[NodeId, float] = {}
