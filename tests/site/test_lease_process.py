@@ -29,8 +29,8 @@ async def until_found(find):
     return found[0]
 
 
-async def _play(world):
-    hub, daegu, gumi = world.hub, world.daegu, world.gumi
+async def _make_clinic(hub):
+    """Make a clinic of one site with budgets and a price; returns its key's id."""
     await hub.call("POST", "/api/v1/models", {"name": "m", "task": "chat", "title": "M", "licence": "MIT"})
     await hub.call("PUT", "/api/v1/services/chat", {"name": "chat", "model": "m"})
     price = {"service": "chat", "priority": "clinical", "valid_from": kst_day(SystemClock().wall_s() + 5)}
@@ -47,10 +47,13 @@ async def _play(world):
     project = {"project_id": "ward", "tenant_id": "clinic", "title": "w", "budget": {"day_micro_won": 70 * WON}}
     await hub.call("POST", "/api/v1/projects", project)
     made = await hub.call("POST", "/api/v1/keys", {"tenant_id": "clinic", "project_id": "ward", "priority": "clinical"})
+    return made["key_id"]
 
+
+async def _check_told(daegu, gumi, key_id):
     def is_told():
         snapshot = daegu.snapshot()
-        return snapshot is not None and [policy.key_id for policy in snapshot.key_policies] == [made["key_id"]]
+        return snapshot is not None and [policy.key_id for policy in snapshot.key_policies] == [key_id]
 
     await until(is_told, "the gateway's feed has the key's policy")
     assert [one.project_id for one in daegu.snapshot().projects] == ["ward"]
@@ -59,6 +62,8 @@ async def _play(world):
     assert not gumi.snapshot().projects
     assert not gumi.snapshot().key_policies
 
+
+async def _check_leased(daegu):
     async def is_leased():
         rows = (await daegu.get("/api/v1/budgets"))["budgets"]
         held = {(row["scope"], row["period"], row["is_overdraw"]): row["held_micro_won"] for row in rows}
@@ -71,7 +76,10 @@ async def _play(world):
         }
 
     await until(is_leased, "the budget of one site is leased home whole")
-    purse = Purse(
+
+
+def _open_purse(daegu):
+    return Purse(
         daegu.settings.feed_dir,
         0,
         loop=asyncio.get_running_loop(),
@@ -80,6 +88,13 @@ async def _play(world):
         log=EventLog(SystemClock(), (daegu.folder / "purse.log").open("w")),
         boot=read_boot(),
     )
+
+
+async def _play(world):
+    hub, daegu, gumi = world.hub, world.daegu, world.gumi
+    await _check_told(daegu, gumi, await _make_clinic(hub))
+    await _check_leased(daegu)
+    purse = _open_purse(daegu)
     purse.start()
     try:
         lines = (
