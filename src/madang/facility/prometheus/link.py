@@ -1,28 +1,24 @@
-"""One GET from one exporter: a single connection, and everything that it takes in is bounded.
+"""One GET from one exporter.
 
-Owns the connection, the credentials on it and trust in the exporter's certificate. Refuses to know what the answer
+Owns the address, the credentials and trust in the exporter's certificate. Refuses to know what the answer
 means, to follow a redirect, and to unpack anything: an exporter that packs its answer unasked is not read. Called by
 the driver only. How long an exchange may take is the caller's.
 """
 
-import asyncio
 import base64
-import contextlib
 import re
 import ssl
+from collections.abc import Mapping
 
 import httpx
 import msgspec
 
 from madang.core import Rejected, Unavailable
 from madang.facility.contract import Device, Secret
+from madang.facility.http_connection import HttpConnection, trust_nobody
 from madang.facility.prometheus.exposition import BYTES_MAX
 
 PATH = "/metrics"
-CLOSE_S = 2.0
-KEPT_S = 120.0
-"""An idle connection is kept longer than the usual time between readings, else each would begin TLS anew."""
-_TOLD_MAX = 200
 _HOST = re.compile(r"[\w.:-]+")
 _HEADERS = {
     "Accept": "text/plain;version=0.0.4,application/openmetrics-text;version=1.0.0;q=0.5",
@@ -52,28 +48,15 @@ class Link:
         self._url = url
         self._device = device
         sent = _authorization(device, secret)
-        self._headers = _HEADERS | sent
         self._secrets = [word for word in (*secret.words.values(), *(one.split()[-1] for one in sent.values())) if word]
-        self._http: httpx.AsyncClient | None = None
+        self._connection = HttpConnection(
+            what=self.what, timeout_s=device.timeout_s, headers=_HEADERS | sent, trust=self._trust
+        )
 
     async def fetch(self) -> Page:
         """Return the whole answer; raises Unavailable for anything but one, naming what came instead."""
-        http = self._connected()
-        try:
-            async with http.stream("GET", self._url) as response:
-                self._check(response)
-                data = bytearray()
-                async for chunk in response.aiter_raw():
-                    data += chunk
-                    if len(data) > BYTES_MAX:
-                        raise Unavailable(f"{self.what}: the answer is over {BYTES_MAX} bytes")
-                return Page(response.headers.get("content-type", ""), bytes(data))
-        except httpx.HTTPError as error:
-            told = str(error) or type(error).__name__
-            raise Unavailable(f"{self.what} does not answer: {told[:_TOLD_MAX]}") from error
-        except asyncio.CancelledError:
-            await self._forget()
-            raise
+        answer = await self._connection.exchange("GET", self._url, bytes_max=BYTES_MAX, check=self._check)
+        return Page(answer.headers.get("content-type", ""), answer.data)
 
     def mask(self, text: str) -> str:
         """Return what an exporter said without the words that it was given: some repeat them."""
@@ -83,10 +66,9 @@ class Link:
 
     async def close(self) -> None:
         """End the connection."""
-        await self._forget()
+        await self._connection.end()
 
-    def _check(self, response: httpx.Response) -> None:
-        status, headers = response.status_code, response.headers
+    def _check(self, status: int, headers: Mapping[str, str]) -> None:
         if 300 <= status < 400:
             raise Unavailable(f"{self.what} redirects to another place, which is not followed")
         if status in (401, 403):
@@ -98,34 +80,10 @@ class Link:
         if "content-length" not in headers and "transfer-encoding" not in headers:
             raise Unavailable(f"{self.what} does not say where its answer ends: half of it could not be told")
 
-    async def _forget(self) -> None:
-        """Let the next exchange connect anew.
-
-        httpcore counts a connection as taken for ever when what used it was cancelled while it connected or waited; it
-        is the only one, so nothing would ever be read again.
-        """
-        http, self._http = self._http, None
-        if http is not None:
-            with contextlib.suppress(httpx.HTTPError, OSError, TimeoutError):
-                async with asyncio.timeout(CLOSE_S):
-                    await http.aclose()
-
-    def _connected(self) -> httpx.AsyncClient:
-        if self._http is None:
-            self._http = httpx.AsyncClient(
-                verify=self._trust(),
-                trust_env=False,
-                follow_redirects=False,
-                timeout=self._device.timeout_s,
-                headers=self._headers,
-                limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEPT_S),
-            )
-        return self._http
-
-    def _trust(self) -> ssl.SSLContext:
+    async def _trust(self) -> ssl.SSLContext:
         """Return what to believe of the exporter's certificate; plain HTTP gets a context that believes nothing."""
         if self._url.scheme == "http":
-            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            return trust_nobody()
         ca_file = str(self._device.options.get("ca_file", ""))
         try:
             context = ssl.create_default_context(cafile=ca_file or None)

@@ -1,6 +1,6 @@
-"""A thin Redfish client: one connection, one exchange at a time, everything it takes in is bounded.
+"""A thin Redfish client: one exchange at a time, everything it takes in is bounded.
 
-Owns the connection, logging in and out, and trust in the device's certificate. Refuses to know resources and to
+Owns logging in and out, and trust in the device's certificate. Refuses to know resources and to
 follow a link off its origin: every path is checked by `codec.own_path`. Called by the driver only.
 
 Errors: Unavailable when the device is away, garbled or refuses; Rejected for what it can never take; Conflict when the
@@ -19,6 +19,7 @@ import msgspec
 
 from madang.core import Clock, Conflict, Rejected, Unavailable
 from madang.facility.contract import Device, Secret
+from madang.facility.http_connection import CLOSE_S, Answer, HttpConnection, TooLong, trust_nobody
 from madang.facility.redfish.codec import Node, decode, own_path, refusal
 
 BYTES_MAX = 1024 * 1024
@@ -27,9 +28,6 @@ REDIRECTS_MAX = 2
 SESSIONS = "/redfish/v1/SessionService/Sessions"
 LOGIN_PAUSE_S = 60.0
 """After refused credentials: BMCs lock accounts that are tried too often."""
-CLOSE_S = 2.0
-KEPT_S = 120.0
-"""An idle connection is kept longer than the usual time between readings, else each would log in to TLS anew."""
 _HEADER_CHARACTERS_MAX = 1024
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
 """X509_V_FLAG_NO_CHECK_TIME of OpenSSL: a BMC that lost its clock makes certificates of the wrong year, and a pin
@@ -51,12 +49,6 @@ class Document(msgspec.Struct, frozen=True):
     node: dict[str, Node]
     etag: str = ""
     allow: str = ""
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    status: int
-    headers: dict[str, str]
-    data: bytes
 
 
 class Client:
@@ -83,7 +75,9 @@ class Client:
         self._secret = secret
         self._clock = clock
         self._uses_session = device.options.get("auth", "session") == "session"
-        self._http: httpx.AsyncClient | None = None
+        self._connection = HttpConnection(
+            what=self._what, timeout_s=device.timeout_s, headers=_HEADERS, trust=self._trust, base_url=self._base
+        )
         self._token = ""
         self._session_path = ""
         self._login_after_ns = 0
@@ -117,18 +111,15 @@ class Client:
 
     async def close(self) -> None:
         """End the session at the device, if it lets us, and the connection."""
-        http, self._http = self._http, None
-        if http is None:
-            return
-        if self._token and self._session_path:
-            with contextlib.suppress(httpx.HTTPError, TimeoutError):
+        if self._connection.is_open and self._token and self._session_path:
+            with contextlib.suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(min(self._device.timeout_s, CLOSE_S)):
-                    async with http.stream("DELETE", self._session_path, headers={"X-Auth-Token": self._token}):
-                        pass  # whatever it answers, nothing more is said
+                    # Whatever it answers, nothing more is said.
+                    await self._exchange_once("DELETE", self._session_path, None, {"X-Auth-Token": self._token})
         self._token = self._session_path = ""
-        await http.aclose()
+        await self._connection.end()
 
-    async def _ask(self, method: str, path: str, body: Node = None, headers: dict[str, str] | None = None) -> _Answer:
+    async def _ask(self, method: str, path: str, body: Node = None, headers: dict[str, str] | None = None) -> Answer:
         answer = await self._exchange(method, path, body, {**(headers or {}), **await self._login()})
         if answer.status == 401 and self._token:
             self._token = ""  # the session ran out, or the BMC was restarted
@@ -161,7 +152,7 @@ class Client:
     def _pause(self) -> None:
         self._login_after_ns = self._clock.monotonic_ns() + int(LOGIN_PAUSE_S * 1e9)
 
-    async def _exchange(self, method: str, path: str, body: Node, headers: dict[str, str]) -> _Answer:
+    async def _exchange(self, method: str, path: str, body: Node, headers: dict[str, str]) -> Answer:
         for _ in range(1 + REDIRECTS_MAX):
             answer = await self._exchange_once(method, path, body, headers)
             if answer.status not in (301, 302, 307, 308) or method != "GET":
@@ -171,55 +162,19 @@ class Client:
                 raise ResourceTrouble(f"{self._what} redirects to another place, which is not followed")
         raise ResourceTrouble(f"{self._what} redirects more than {REDIRECTS_MAX} times")
 
-    async def _exchange_once(self, method: str, path: str, body: Node, headers: dict[str, str]) -> _Answer:
-        http = await self._connected()
+    async def _exchange_once(self, method: str, path: str, body: Node, headers: dict[str, str]) -> Answer:
         content = None if body is None else msgspec.json.encode(body)
         if content is not None:
             headers = {**headers, "Content-Type": "application/json"}
         try:
-            async with http.stream(method, path, content=content, headers=headers) as response:
-                data = bytearray()
-                async for chunk in response.aiter_raw():
-                    data += chunk
-                    if len(data) > BYTES_MAX:
-                        raise ResourceTrouble(f"{self._what}: the answer for {path} is over {BYTES_MAX} bytes")
-                return _Answer(response.status_code, dict(response.headers), bytes(data))
-        except httpx.HTTPError as error:
-            told = str(error) or type(error).__name__
-            raise Unavailable(f"{self._what} does not answer {method} of {path}: {told[:200]}") from error
-        except asyncio.CancelledError:
-            await self._forget_connection()
-            raise
-
-    async def _forget_connection(self) -> None:
-        """Let the next exchange connect anew, within the session that there is.
-
-        httpcore counts a connection as taken for ever when what used it was cancelled while it connected or waited; it
-        is the only one, so nothing would ever be read again.
-        """
-        http, self._http = self._http, None
-        if http is not None:
-            with contextlib.suppress(httpx.HTTPError, OSError, TimeoutError):
-                async with asyncio.timeout(CLOSE_S):
-                    await http.aclose()
-
-    async def _connected(self) -> httpx.AsyncClient:
-        if self._http is None:
-            self._http = httpx.AsyncClient(
-                base_url=self._base,
-                verify=await self._trust(),
-                trust_env=False,
-                follow_redirects=False,
-                timeout=self._device.timeout_s,
-                headers=_HEADERS,
-                limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEPT_S),
-            )
-        return self._http
+            return await self._connection.exchange(method, path, bytes_max=BYTES_MAX, content=content, headers=headers)
+        except TooLong as error:
+            raise ResourceTrouble(error.message) from error
 
     async def _trust(self) -> ssl.SSLContext:
         """Return what to believe of the device's certificate; plain HTTP gets a context that believes nothing."""
         if self.origin.startswith("http:"):
-            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            return trust_nobody()
         ca_file, pin = str(self._device.options.get("ca_file", "")), str(self._device.options.get("fingerprint", ""))
         if not pin:
             try:
@@ -256,13 +211,13 @@ class Client:
             with contextlib.suppress(OSError, ssl.SSLError):
                 await writer.wait_closed()
 
-    def _refused(self, method: str, path: str, answer: _Answer) -> ResourceTrouble:
+    def _refused(self, method: str, path: str, answer: Answer) -> ResourceTrouble:
         said = self._said(answer)
         return ResourceTrouble(
             f"{self._what} answers {method} of {path} with {answer.status}{f': {said}' if said else ''}"
         )
 
-    def _said(self, answer: _Answer) -> str:
+    def _said(self, answer: Answer) -> str:
         said = refusal(answer.data)
         for word in (*self._secret.words.values(), self._token):
             said = said.replace(word, "***") if word else said  # some services repeat what they were given
