@@ -1,18 +1,17 @@
 """A small HTTP/1.1 server for twins of devices that speak it: bounded, on loopback, and able to misbehave.
 
-Owns connections and framing (through h11). Refuses to know what is said over it. Called by the twins of Redfish and
+Owns framing (through h11). Refuses to know what is said over it. Called by the twins of Redfish and
 Prometheus, and by tests.
 """
 
 import asyncio
-import contextlib
 import ssl
 from collections.abc import Callable
 
 import h11
 import msgspec
 
-from madang.core import Unavailable
+from madang.facility.twin_server import TwinServer
 
 _HEAD_BYTES_MAX = 16 * 1024
 _BODY_BYTES_MAX = 256 * 1024
@@ -50,48 +49,22 @@ class TwinHost:
 
     def __init__(self, handler: Handler, tls: ssl.SSLContext | None = None) -> None:
         self._handler = handler
-        self._tls = tls
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._server = TwinServer(
+            "a twin",
+            self._serve,
+            connections_max=_CONNECTIONS_MAX,
+            unreadable=(h11.ProtocolError,),
+            read_limit=_BODY_BYTES_MAX,
+            tls=tls,
+        )
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port; raises Unavailable when it is taken."""
-        try:
-            self._server = await asyncio.start_server(self._accept, host, port, ssl=self._tls, limit=_BODY_BYTES_MAX)
-        except OSError as error:
-            raise Unavailable(
-                f"a twin cannot listen on {host}:{port}: {error.strerror}",
-                next_step="end the program that holds the port, or give the twin another one",
-            ) from error
-        return int(self._server.sockets[0].getsockname()[1])
+        return await self._server.start(host, port)
 
     async def stop(self) -> None:
         """Close the port and every connection."""
-        server, self._server = self._server, None
-        if server is None:
-            return
-        server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await server.wait_closed()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            if len(self._tasks) <= _CONNECTIONS_MAX:
-                await self._serve(reader, writer)
-        except (OSError, h11.ProtocolError, TimeoutError):
-            pass  # the client left, or speaks no HTTP: nobody is there to be told
-        except asyncio.CancelledError:
-            pass  # `stop` ends it; raised on, the stream server would log it as a failure
-        finally:
-            self._tasks.discard(task)
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+        await self._server.stop()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES_MAX)

@@ -5,16 +5,16 @@ within a table's span answer 0 where the profile has nothing, others are refused
 """
 
 import asyncio
-import contextlib
 import math
 import struct
 
-from madang.core import Rejected, Unavailable
+from madang.core import Rejected
 from madang.facility.address import split_address
 from madang.facility.contract import Device, PlantPort, Secret, TwinFault
 from madang.facility.modbus import codec, sunspec
 from madang.facility.modbus.codec import ExceptionCode, Place, ReadRequest, Table, WriteRequest
 from madang.facility.profile import PointSpec, Profile
+from madang.facility.twin_server import TwinServer
 from madang.model import PointKind
 
 CONNECTIONS_MAX = 8
@@ -53,8 +53,9 @@ class ModbusTwin:
         self._specs = [one for one in profile.points if one.point_id(device.equipment, device.parts)]
         self._places, self._scales, self._fixed = lay_out(self._specs, unit)
         self._units = {place.unit for place in self._places.values()}
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._server = TwinServer(
+            "the Modbus twin", self._answer_all, connections_max=CONNECTIONS_MAX, read_limit=_BUFFER_BYTES
+        )
 
     @property
     def address(self) -> str:
@@ -63,22 +64,11 @@ class ModbusTwin:
 
     async def start(self) -> None:
         """Listen; raises Unavailable when the port is taken."""
-        try:
-            self._server = await asyncio.start_server(self._serve, self._host, self._port, limit=_BUFFER_BYTES)
-        except OSError as error:
-            raise Unavailable(f"the Modbus twin cannot listen on {self.address}: {error.strerror}") from error
-        self._port = self._server.sockets[0].getsockname()[1]
+        self._port = await self._server.start(self._host, self._port)
 
     async def stop(self) -> None:
         """Close the port and every connection."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if server is not None:
-            await server.wait_closed()
+        await self._server.stop()
 
     def fault(self, fault: TwinFault | None) -> None:
         """Misbehave so until told otherwise."""
@@ -89,22 +79,6 @@ class ModbusTwin:
     def _has_fault(self, kind: str, name: str = "") -> bool:
         fault = self._fault
         return fault is not None and fault.kind == kind and (not fault.names or not name or name in fault.names)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None, "a server calls it in a task"
-        self._tasks.add(task)
-        try:
-            if len(self._tasks) <= CONNECTIONS_MAX:
-                await self._answer_all(reader, writer)
-        except (OSError, asyncio.IncompleteReadError, TimeoutError, asyncio.CancelledError):
-            # The client went, or the twin stops; asyncio would log a cancelled handler as an error.
-            pass
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-            self._tasks.discard(task)
 
     async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:

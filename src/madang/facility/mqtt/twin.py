@@ -9,12 +9,11 @@ asked for them, and data by alias from then on; each connection has a session of
 """
 
 import asyncio
-import contextlib
 import hmac
 import json
 import struct
 
-from madang.core import Rejected, Unavailable
+from madang.core import Rejected
 from madang.facility.address import split_address
 from madang.facility.contract import Device, PlantPort, Secret, TwinFault
 from madang.facility.mqtt import codec, packets, sparkplug
@@ -22,6 +21,7 @@ from madang.facility.mqtt.codec import Place
 from madang.facility.mqtt.packets import FAILED, Kind, Malformed, Message, Packet
 from madang.facility.mqtt.sparkplug import Key, Metric, Payload
 from madang.facility.profile import PointSpec, Profile
+from madang.facility.twin_server import TwinServer
 from madang.model import PointKind
 
 SLOWNESS = 1.5
@@ -69,8 +69,9 @@ class MqttTwin:
         self._fault: TwinFault | None = None
         self._frozen: dict[str, float | None] = {}
         self._garbage = 0
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._server = TwinServer(
+            "the MQTT twin", self._converse, connections_max=CONNECTIONS_MAX, unreadable=(Malformed,)
+        )
         self.rebirths = 0
         """How often a birth was asked for."""
         self.is_losing = False
@@ -88,25 +89,11 @@ class MqttTwin:
 
     async def start(self) -> None:
         """Listen; raises Unavailable when the port is taken."""
-        try:
-            self._server = await asyncio.start_server(self._serve, self._host, self._port)
-        except OSError as error:
-            raise Unavailable(
-                f"the MQTT twin cannot listen on {self.address}: {error.strerror}",
-                next_step="end the program that holds the port, or give the twin another one",
-            ) from error
-        self._port = int(self._server.sockets[0].getsockname()[1])
+        self._port = await self._server.start(self._host, self._port)
 
     async def stop(self) -> None:
         """Close the port and every connection."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if server is not None:
-            await server.wait_closed()
+        await self._server.stop()
 
     def fault(self, fault: TwinFault | None) -> None:
         """Misbehave so from now on; None ends it."""
@@ -120,21 +107,6 @@ class MqttTwin:
 
     def _place(self, spec: PointSpec) -> Place | Key:
         return codec.parse_ref(spec, self._base)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None, "a server calls it in a task"
-        self._tasks.add(task)
-        try:
-            if len(self._tasks) <= CONNECTIONS_MAX:
-                await self._converse(reader, writer)
-        except (OSError, TimeoutError, Malformed, asyncio.CancelledError):
-            pass  # the client went, speaks no MQTT, or the twin stops
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-            self._tasks.discard(task)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client, buffer = _Client(), bytearray()

@@ -5,17 +5,16 @@ program and by tests. Nothing can be set or commanded, as at an upsd without suc
 """
 
 import asyncio
-import contextlib
 import hmac
 from collections.abc import Callable, Iterator
 
 import msgspec
 
-from madang.core import Unavailable
 from madang.facility.contract import Device, PlantPort, Secret, TwinFault
 from madang.facility.nut import codec
 from madang.facility.nut.codec import STATUS, UNKNOWN
 from madang.facility.profile import PointSpec, Profile
+from madang.facility.twin_server import TwinServer
 
 SLOWNESS = 1.5
 """A slow twin answers after this many of the device's time-outs."""
@@ -57,8 +56,13 @@ class NutTwin:
         host, _, port = device.address.rpartition(":")
         self._host, self._port = host, int(port)
         self._ups = str(device.options.get("ups", "ups"))
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._server = TwinServer(
+            "a NUT twin",
+            self._serve,
+            connections_max=_CONNECTIONS_MAX,
+            unreadable=(ValueError,),  # no lines
+            read_limit=codec.LINE_BYTES_MAX,
+        )
         self._logins = 0
         self._fault: TwinFault | None = None
         self._stuck: dict[str, float | None] = {}
@@ -77,25 +81,11 @@ class NutTwin:
 
     async def start(self) -> None:
         """Listen; raises Unavailable when the port is taken."""
-        try:
-            self._server = await asyncio.start_server(self._accept, self._host, self._port, limit=codec.LINE_BYTES_MAX)
-        except OSError as error:
-            raise Unavailable(
-                f"a NUT twin cannot listen on {self.address}: {error.strerror}",
-                next_step="end the program that holds the port, or give the twin another one",
-            ) from error
-        self._port = int(self._server.sockets[0].getsockname()[1])
+        self._port = await self._server.start(self._host, self._port)
 
     async def stop(self) -> None:
-        """Answer no longer."""
-        server, self._server = self._server, None
-        if server is None:
-            return
-        server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await server.wait_closed()
+        """Close the port and every connection."""
+        await self._server.stop()
 
     def fault(self, fault: TwinFault | None) -> None:
         """Misbehave so from now on; None ends it."""
@@ -126,23 +116,6 @@ class NutTwin:
     def _kind_of_fault(self, name: str) -> str:
         fault = self._fault
         return fault.kind if fault is not None and (not fault.names or name in fault.names) else ""
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            if len(self._tasks) <= _CONNECTIONS_MAX:
-                await self._serve(reader, writer)
-        except (OSError, ValueError, TimeoutError):
-            pass  # the client left, or sends no lines: nobody is there to be told
-        except asyncio.CancelledError:
-            pass  # `stop` ends it; raised on, the stream server would log it as a failure
-        finally:
-            self._tasks.discard(task)
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = _Client()
