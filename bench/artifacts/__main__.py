@@ -75,15 +75,20 @@ class Cutter:
         self.cpu_s = 0.0
 
     def see(self, done_bytes: int) -> None:
-        """Look at how far the transfer is; called from its thread."""
-        is_busy = self._thread is not None and self._thread.is_alive()
-        if self._at_bytes and done_bytes >= self._at_bytes[0] and not is_busy:
-            self._at_bytes.pop(0)
-            self._thread = threading.Thread(target=self._cut)
-            self._thread.start()
+        """Cut when so much has come; called from the transfer's thread, which stands until the link is down.
 
-    def _cut(self) -> None:
+        What is left in the sockets when a cut begins may reach past the place of the next one: that one waits until
+        the link has healed, so that a slow machine sees as many cuts as a fast one.
+        """
+        if not self._at_bytes or done_bytes < self._at_bytes[0]:
+            return
+        self._at_bytes.pop(0)
+        self.end()
         self._origin.say("cut")
+        self._thread = threading.Thread(target=self._heal)
+        self._thread.start()
+
+    def _heal(self) -> None:
         began = time.perf_counter()
         time.sleep(self._down_s)
         # Not counted is only what surely was down: until the port is about to open again.
@@ -92,7 +97,7 @@ class Cutter:
         self.cuts += 1
 
     def end(self) -> None:
-        """Wait for the last healing."""
+        """Wait for the healing of the cut that came last."""
         if self._thread is not None:
             self._thread.join()
 
