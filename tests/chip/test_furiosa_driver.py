@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.chip.chip_parts import HANG_S, NODE, FakeClock, read, read_one
+from tests.depth import depth
 
 from madang.chip.furiosa.driver import FuriosaDriver
 from madang.chip.furiosa.twin import TOOL, FuriosaTwin
@@ -129,7 +130,7 @@ def test_a_core_is_occupied_when_the_tool_or_the_kernel_driver_says_so(twin):
 WANTED = st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=40)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=depth(40, 1000), deadline=None)
 @given(wanted=WANTED)
 def test_whatever_is_asked_and_given_back_no_two_engines_are_told_the_same_pe(two_cards, wanted):
     """Choice, lease machine, grant and what the engine reads in it, together: PEs of those who hold are disjoint."""

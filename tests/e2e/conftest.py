@@ -42,7 +42,9 @@ def federation(tmp_path_factory, tesseract_here):
         embedded.first_words = done.stdout
         yield embedded
     finally:
-        embedded.madang("down", is_ok=False)
+        ended = embedded.madang("down", is_ok=False)
+    assert "no process and no port remains" in ended.stdout
+    assert embedded.leftovers() == []
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,13 @@ def wait_for(what: str, check: Callable[[], Any], within_s: float, every_s: floa
         time.sleep(every_s)
 
 
+def _environment_of(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
 class Embedded:
     """A federation in a folder of its own, on ports of its own.
 
@@ -131,6 +138,14 @@ class Embedded:
     def cache_dir(self) -> Path:
         """The artifacts that every node of this machine, and the hub's store, have in common."""
         return default_cache_dir(os.environ)
+
+    def leftovers(self) -> list[str]:
+        """Return what of it still runs or listens, as one word each; empty after a clean `madang down`."""
+        marker = f"MADANG_SUPERVISED_BY={self.state_dir / 'run'}".encode()
+        ports = range(self.base_port, self.base_port + 60)
+        found = [f"process {pid}" for pid in psutil.pids() if marker in _environment_of(pid)]
+        heard = {one.laddr.port for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN}
+        return found + [f"port {port}" for port in ports if port in heard]
 
     def site_names(self) -> list[str]:
         return [s["name"] for s in self.credentials["sites"]]

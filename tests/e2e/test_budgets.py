@@ -72,6 +72,7 @@ def budget_of(federation: Embedded, tenant: str) -> dict[str, Any]:
     return row
 
 
+@pytest.mark.deep
 def test_a_site_that_is_cut_off_spends_no_more_than_its_lease(spender: tuple[Embedded, str, str]) -> None:
     federation, tenant, key = spender
     sites = [name for name in federation.site_names() if name != "national"]

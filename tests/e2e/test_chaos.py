@@ -143,6 +143,7 @@ def check_books(federation, clients, keeper, before):
     return len(set(emitted) - before), len(set(by_event) - before)
 
 
+@pytest.mark.deep
 @pytest.mark.timeout(300)
 def test_usage_is_exact_through_cuts_holes_and_kill_9_of_each_part(twins, tmp_path):
     clients, keeper, before = run_chaos(twins, tmp_path / "archive", rounds=1, pause_s=0.05, haste=3)

@@ -6,6 +6,7 @@ import pytest
 pytestmark = [pytest.mark.federation, pytest.mark.model]
 
 ENTRIES = ["daegu", "gumi", "gwangju", "national"]
+SOME_ENTRIES = ["daegu", *(pytest.param(site, marks=pytest.mark.deep) for site in ("gumi", "gwangju")), "national"]
 TENANTS = {"daegu": "daegu-clinic", "gumi": "gumi-parts", "gwangju": "gwangju-city", "national": "gwangju-city"}
 CAPITAL = [{"role": "user", "content": "대한민국의 수도는 어디입니까? 한 문장으로 답하세요."}]
 
@@ -21,7 +22,7 @@ def test_models_lists_what_the_tenant_may_use_and_is_served(federation, entry):
     assert client_of(federation, entry).models.retrieve("madang-chat").id == "madang-chat"
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("entry", SOME_ENTRIES)
 def test_a_korean_question_is_answered_with_the_site_that_served_it(federation, entry):
     raw = client_of(federation, entry).chat.completions.with_raw_response.create(
         model="madang-chat", messages=CAPITAL, max_tokens=24, temperature=0

@@ -262,6 +262,10 @@ class TestLlama(EngineDriverContract):
     is_simulated = False
     bodies = CHAT_BODIES
 
+    @pytest.mark.deep  # the model is read once more for it
+    def test_sigterm_ends_it_in_time(self, fresh_engine):
+        super().test_sigterm_ends_it_in_time(fresh_engine)
+
 
 @pytest.mark.model
 class TestEmbed(EngineDriverContract):

@@ -153,6 +153,7 @@ def test_a_wedged_endpoint_makes_the_door_sick(tmp_path):
         assert "silent" in opened.wait_for(Verdict.SICK, 20).reason
 
 
+@pytest.mark.deep
 @pytest.mark.peer
 @pytest.mark.model
 def test_a_real_engine_that_was_started_by_hand(tmp_path):

@@ -192,6 +192,7 @@ def test_bodies_leave_room_for_the_answers_to_them(lab: Lab, embedder: LabSite) 
     lab.loop.call_soon_threadsafe(pool.give_back, full)
 
 
+@pytest.mark.deep
 def test_an_answer_that_nobody_reads_stays_counted(lab: Lab) -> None:
     """What lies between us and a slow reader is memory too, more than the kernel takes off us (4 MB at most)."""
     site = lab.site()

@@ -197,6 +197,7 @@ def test_a_body_without_end_is_refused_and_then_cut(lab: Lab, way: LabSite, clie
 NEVER_READING = 24
 
 
+@pytest.mark.deep
 @pytest.mark.peer
 def test_many_clients_that_never_read_take_little_memory(lab: Lab) -> None:
     """Each may fill the buffers on its way once: ours towards the client, and one read from the engine."""

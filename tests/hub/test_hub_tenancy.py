@@ -24,7 +24,7 @@ from madang.hub import desired_store, facts_admin, keys_admin, prices_admin, ten
 from madang.hub.keys_admin import KeyLimits, KeyRequest
 from madang.hub.prices_admin import TARIFFS_MAX, TariffRequest
 from madang.hub.tables import API_KEY, KEY_POLICY, TARIFF
-from madang.hub.tenancy_admin import BUDGET_MICRO_WON_MAX, PROJECTS_PER_TENANT_MAX
+from madang.hub.tenancy_admin import BUDGET_MICRO_WON_MAX
 from madang.model import (
     ApiKey,
     Budget,
@@ -165,11 +165,12 @@ def test_a_project_is_made_once_and_replaced_by_name(store, change):
     assert store.write_now(lambda c: tenancy_admin.list_projects(c, "city")) == ()
 
 
-def test_a_tenant_has_a_bounded_number_of_projects(change):
+def test_a_tenant_has_a_bounded_number_of_projects(change, monkeypatch):
+    monkeypatch.setattr(tenancy_admin, "PROJECTS_PER_TENANT_MAX", 20)
     put_tenant(change, CLINIC)
 
     def fill(c):
-        for number in range(PROJECTS_PER_TENANT_MAX):
+        for number in range(20):
             tenancy_admin.put_project(c, msgspec.structs.replace(WARD, project_id=f"p{number}"), may_replace=False)
 
     change(fill)

@@ -4,6 +4,7 @@ import itertools
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.depth import depth
 
 from madang.core import ChipId, NodeId
 from madang.model import Chip, ChipHealth
@@ -271,7 +272,7 @@ def brute_force(wanted, chips, uses, closed):
                 yield found
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=depth(150, 2000), deadline=None)
 @given(worlds(), asks)
 @example(([chip("a", kind="rbln", group="s1"), chip("b", kind="rbln", group="s1")], [], {}), ask(2, 0, ("rbln",)))
 @example(

@@ -28,9 +28,19 @@ def play(folder, kind, seconds):
     [
         ("disk_full", 75, {"host.level_root/high": "medium", "host.level_root/high_high": "critical"}),
         ("disk_read_only", 10, {"host.alarm_read_only_root/state": "critical"}),
-        ("disk_worn", 75, {"host.health_nvme_0/low_low": "high", "host.alarm_spare_nvme_0/state": "high"}),
+        pytest.param(
+            "disk_worn",
+            75,
+            {"host.health_nvme_0/low_low": "high", "host.alarm_spare_nvme_0/state": "high"},
+            marks=pytest.mark.deep,
+        ),
         ("link_down", 10, {"host.state_link_0/state": "high"}),
-        ("clock_lost", 310, {"host.state_clock/state": "high", "host.duration_clock_error/high": "medium"}),
+        pytest.param(
+            "clock_lost",
+            310,
+            {"host.state_clock/state": "high", "host.duration_clock_error/high": "medium"},
+            marks=pytest.mark.deep,
+        ),
     ],
 )
 def test_a_host_in_trouble_is_an_alarm_and_no_reason_to_act(tmp_path, kind, seconds, expected):

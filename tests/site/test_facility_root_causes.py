@@ -3,6 +3,7 @@
 import asyncio
 
 import msgspec
+import pytest
 from tests.site.facility_box import Box
 
 
@@ -65,6 +66,7 @@ def test_lost_mains_are_one_alarm_though_nothing_reads_the_utility(tmp_path):
     play(tmp_path, scene)
 
 
+@pytest.mark.deep
 def test_a_unit_that_failed_before_the_mains_stands_beside_them_and_outlasts_them(tmp_path):
     async def scene(box):
         box.fault("cooling_lost", "cooling_2")

@@ -129,6 +129,7 @@ def test_a_disk_that_takes_no_more_closes_admission_and_loses_nothing(site):
     run(site, play)
 
 
+@pytest.mark.deep
 def test_usage_that_nobody_takes_closes_admission_in_the_end(tmp_path):
     """The hub's stream is full: its own acknowledgement says so, and events stay at the site."""
 

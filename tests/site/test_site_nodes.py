@@ -366,6 +366,7 @@ def test_a_node_that_holds_a_newer_plan_gets_one_above_it(scene):
     scene.run(play())
 
 
+@pytest.mark.deep
 def test_a_wiped_site_stops_nothing_that_runs(scene):
     async def play():
         scene.hub.nats.kill()

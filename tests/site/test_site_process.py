@@ -62,6 +62,7 @@ def test_what_the_hub_wants_is_applied_and_fed_to_the_gateway(world):
     world.run(play())
 
 
+@pytest.mark.deep
 def test_both_sites_hold_the_same_sessions_and_a_restart_keeps_them(world):
     daegu, gumi = world.daegu, world.gumi
 
