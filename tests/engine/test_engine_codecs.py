@@ -15,7 +15,10 @@ from madang.engine.embed.twin import fake_vector
 from madang.engine.health import Health, parse_health
 from madang.engine.llama_cpp import codec as llama_cpp
 
-NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_. /=한", min_size=1, max_size=40)
+# Before Python 3.13 argparse drops a value that is "--" and nothing else; no service, file or key is called so.
+NAMES = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_. /=한", min_size=1, max_size=40).filter(
+    lambda name: name != "--"
+)
 PORTS = st.integers(1, 65535)
 COUNTS = st.integers(1, 1 << 20)
 

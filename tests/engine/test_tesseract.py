@@ -109,7 +109,7 @@ def test_parameters_and_outputs_are_checked():
 
 
 @given(
-    alias=st.text("abc-_. 한", min_size=1),
+    alias=st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True),
     port=st.integers(1, 65535),
     names=st.lists(st.sampled_from(["kor", "eng", "osd"]), min_size=1, unique=True),
 )
