@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+from tests.hub.postgres import PostgresServer
 
 from madang.hub.change import Change
 from madang.hub.seeds import prepare_seeds
@@ -20,10 +21,28 @@ def empty_database(tmp_path_factory):
     return path.read_bytes()
 
 
+@pytest.fixture(scope="session")
+def postgres():
+    """A real PostgreSQL."""
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=[pytest.mark.deep, pytest.mark.peer])])
+def database_url(request, tmp_path):
+    """The URL of a database of its own, of this release's schema; on both kinds in `make test-deep`."""
+    if request.param == "sqlite":
+        (tmp_path / "hub.db").write_bytes(request.getfixturevalue("empty_database"))
+        yield sqlite_url(tmp_path / "hub.db")
+        return
+    with request.getfixturevalue("postgres").database() as url:
+        yield url
+
+
 @pytest.fixture
-def store(tmp_path, empty_database):
-    (tmp_path / "hub.db").write_bytes(empty_database)
-    made = Store(sqlite_url(tmp_path / "hub.db"))
+def store(database_url):
+    made = Store(database_url)
     yield made
     made.close()
 

@@ -23,7 +23,8 @@ def tamper(store, statement):
 
     def act(connection):
         for verb in ("update", "delete"):
-            connection.execute(sa.text(f"DROP TRIGGER audit_no_{verb}"))
+            table = "" if connection.dialect.name == "sqlite" else "ON audit"
+            connection.execute(sa.text(f"DROP TRIGGER audit_no_{verb} {table}"))
         connection.execute(statement)
 
     store.write_now(act)

@@ -44,8 +44,8 @@ def test_usage_is_entered_once_whatever_is_repeated(tmp_path):
     run(repeats(tmp_path))
 
 
-async def repeats(folder):
-    async with running_hub(folder) as hub, leaf_sites(hub, "daegu", "gumi") as (leaf_a, leaf_b):
+async def repeats(folder, **settings):
+    async with running_hub(folder, **settings) as hub, leaf_sites(hub, "daegu", "gumi") as (leaf_a, leaf_b):
         a, b = leaf_a.bus(), leaf_b.bus()
         async with connected(a), connected(b):
             events = [make_event(number) for number in range(500)]

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from madang.core import Rejected, TenantId
 from madang.hub.enrolment import read_site
+from madang.hub.ledger import whole
 from madang.hub.meter_rows import read_stored, read_terms
 from madang.hub.tables import LEDGER
 from madang.policy.facility.energy_money import OPERATOR, EnergyBill, Work, trace
@@ -73,13 +74,9 @@ def read_energy(connection: sa.Connection, question: EnergyQuestion) -> EnergyFa
 
 def _read_work(connection: sa.Connection, question: EnergyQuestion, starts_at_s: int, ends_at_s: int) -> list[Work]:
     """Return work of billed attempts that the site served, by tenant and the quarter of an hour in which it began."""
-    quarter = LEDGER.c.started_at_s / QUARTER_S
-    if connection.dialect.name != "sqlite":
-        # SQLite's cast cuts, and its floor is an optional part; PostgreSQL's cast rounds.
-        quarter = sa.func.floor(quarter)
-    at_s = (sa.cast(quarter, sa.BigInteger) * QUARTER_S).label("at_s")
+    at_s = (whole(connection, LEDGER.c.started_at_s / QUARTER_S) * QUARTER_S).label("at_s")
     tokens = sa.func.sum(LEDGER.c.prompt_tokens + LEDGER.c.completion_tokens)
-    time_ms = sa.func.sum(sa.cast(LEDGER.c.duration_s * 1000, sa.BigInteger))
+    time_ms = sa.func.sum(whole(connection, LEDGER.c.duration_s * 1000))
     query = (
         sa.select(LEDGER.c.tenant_id, at_s, tokens.label("tokens"), time_ms.label("time_ms"))
         .where(

@@ -177,6 +177,14 @@ def insert_or_ignore(connection: sa.Connection, table: sa.Table, *unique: str) -
     return sqlite.insert(table).on_conflict_do_nothing(index_elements=unique)
 
 
+def whole(connection: sa.Connection, value: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+    """Return a value that is not negative, without its fraction."""
+    if connection.dialect.name != "sqlite":
+        # SQLite's cast cuts, and its floor is an optional part; PostgreSQL's cast rounds.
+        value = sa.func.floor(value)
+    return sa.cast(value, sa.BigInteger)
+
+
 def _supersede(connection: sa.Connection, request_ids: Iterable[str]) -> None:
     """Bill the highest attempt of each request, in whichever order attempts came."""
     ids = sorted(request_ids)
@@ -273,11 +281,7 @@ def sum_usage(
         until_s: only requests that started before this wall time.
         group_by: names of GROUPS; a day is a UTC day, shown as its first second.
     """
-    day = LEDGER.c.started_at_s / _DAY_S
-    if connection.dialect.name != "sqlite":
-        # SQLite's cast cuts, and its floor is an optional part; PostgreSQL's cast rounds.
-        day = sa.func.floor(day)
-    day_s = sa.cast(day, sa.BigInteger) * _DAY_S
+    day_s = whole(connection, LEDGER.c.started_at_s / _DAY_S) * _DAY_S
     columns = {
         "tenant": LEDGER.c.tenant_id,
         "project": LEDGER.c.project_id,

@@ -11,7 +11,8 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     Attributes:
         state_dir: database, NATS store, seeds (mode 0600), logs.
         listen_host, port: admin API.
-        database_url: SQLAlchemy URL; empty means SQLite at `state_dir/hub.db`.
+        database_url: SQLAlchemy URL of SQLite or PostgreSQL, without a password; empty means SQLite at
+            `state_dir/hub.db`.
         admin_token_sha256: hex digest of the admin API's bearer token.
         artifact_dir: the federation's content-addressed artifact store, served at `/artifacts/<sha256>`.
         nats_host, nats_port, nats_leaf_port, nats_monitor_port: its NATS server.

@@ -5,7 +5,8 @@ keeps its migrations in a folder of its package. Called by hub and site.
 
 SQLite runs with write-ahead log and `synchronous=FULL`: what was committed survives a power loss. All writes go
 through one thread in the order they were asked for, so no two of ours ever wait for SQLite's lock; reads have
-threads of their own and see the last commit. Its files are for their owner alone.
+threads of their own and see the last commit. Its files are for their owner alone. PostgreSQL, for several hubs over
+one database, is used in the same way: one writer at a time, by a lock that the server keeps.
 """
 
 import asyncio
@@ -28,6 +29,11 @@ T = TypeVar("T")
 
 _BUSY_TIMEOUT_S = 5.0
 _READ_THREADS = 2
+_CONNECT_TIMEOUT_S = 5
+_LOCK_TIMEOUT_MS = 5_000
+_IDLE_TIMEOUT_MS = 30_000
+_WRITER_LOCK = int.from_bytes(b"madang", "big")
+"""Key of the advisory lock that PostgreSQL's writers hold; any number that nobody else uses in this database."""
 _WAL_PAGES_MAX = 1000  # SQLite's own default of wal_autocheckpoint; stated because the log's size depends on it
 
 
@@ -50,8 +56,7 @@ def open_engine(url: str, *, is_reader: bool = False) -> sa.Engine:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() == "sqlite":
             return _open_sqlite(parsed, is_reader)
-        pool_size = _READ_THREADS if is_reader else 1
-        return sa.create_engine(parsed, pool_size=pool_size, max_overflow=0, pool_pre_ping=True)
+        return _open_postgres(parsed, is_reader)
     except (exc.ArgumentError, exc.NoSuchModuleError, ImportError) as error:
         raise Rejected(
             f"database URL is not usable: {error}",
@@ -107,6 +112,47 @@ def _open_sqlite(url: sa.URL, is_reader: bool) -> sa.Engine:
     def _begin(connection: sa.Connection) -> None:
         # A transaction that reads and then writes must hold the lock from its start, or it may fail half-way.
         connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _open_postgres(url: sa.URL, is_reader: bool) -> sa.Engine:
+    if url.password is not None:
+        raise Rejected(
+            f"database URL {url.render_as_string()} holds a password, which would stand in a settings file in clear",
+            next_step="put it into a file of mode 0600 as HOST:PORT:DATABASE:USER:PASSWORD and name that file in the "
+            "URL, as in postgresql://madang@db.example/madang?passfile=/etc/madang/pgpass",
+        )
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    # A hub that hangs inside a transaction, or is cut off in one, must not hold the others up for ever; the server ends
+    # it. Keepalives let either side notice a lost one.
+    options = f"-c lock_timeout={_LOCK_TIMEOUT_MS} -c idle_in_transaction_session_timeout={_IDLE_TIMEOUT_MS}"
+    engine = sa.create_engine(
+        url,
+        pool_size=_READ_THREADS if is_reader else 1,
+        max_overflow=0,
+        pool_pre_ping=True,
+        # A reader sees one commit throughout; a writer sees the last one, once it has the lock below.
+        isolation_level="REPEATABLE READ" if is_reader else "READ COMMITTED",
+        connect_args={
+            "connect_timeout": _CONNECT_TIMEOUT_S,
+            "options": options,
+            "application_name": "madang",
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+        },
+    )
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        if is_reader:
+            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+        else:
+            # What `BEGIN IMMEDIATE` is to SQLite: several hubs over one database write one after the other, so that a
+            # transaction may read, decide and write.
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
 
     return engine
 
@@ -170,6 +216,7 @@ def translate_database_error(error: exc.DBAPIError, target: str) -> MadangError:
         "readonly": "mend the permission of the file and its folder",
         "unable to open": "create its folder or mend its permission",
         "locked": "find the other process that holds the database",
+        "lock timeout": "find the hub that writes for so long: pg_stat_activity names it, as application madang",
     }
     step = next((step for sign, step in steps.items() if sign in lowered), "see whether the database answers")
     return Unavailable(f"database {target} cannot be used: {text}", next_step=step, retry_after_s=1.0)
