@@ -200,7 +200,7 @@ def test_lost_mains_shed_batch_then_drain_then_stop_and_all_comes_back(scene):
     assert scene.is_served_here("batch")
     counted = scene.federation.ledger()["totals"]["requests"]
     answered = 0
-    scene.fault("battery_charge", "ups", 0.3)
+    scene.fault("battery_charge", "ups", 0.45)  # a node that is busy needs the most of it
     lost_s = scene.fault("utility_lost")
     wait_for("batch is shed", lambda: scene.envelope["shed_from"] == "batch", 60, every_s=0.2)
     wait_for("the gateway sheds it", lambda: scene.is_shed("batch"), 60, every_s=0.2)
