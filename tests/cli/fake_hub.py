@@ -6,7 +6,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FakeHub:
-    """Answers `(method, path)` with `(status, JSON)`; anything else is 404 as the real one words it."""
+    """Answers `(method, path)` with `(status, JSON)`; anything else is 404 as the real one words it.
+
+    A function is asked with the query for what to answer.
+    """
 
     def __init__(self, token="fake-token"):
         self.token = token
@@ -20,7 +23,8 @@ class FakeHub:
                 length = int(self.headers.get("content-length") or 0)
                 body = json.loads(self.rfile.read(length)) if length else None
                 fake.calls.append((self.command, path, query, body))
-                status, value = fake.answers.get((self.command, path), (404, fake.error("not_found", f"no {path}")))
+                answer = fake.answers.get((self.command, path), (404, fake.error("not_found", f"no {path}")))
+                status, value = answer(query) if callable(answer) else answer
                 if self.headers.get("authorization") != f"Bearer {fake.token}":
                     status, value = 401, fake.error("invalid_token", "no valid admin token")
                 data = b"" if value is None else value if isinstance(value, bytes) else json.dumps(value).encode()

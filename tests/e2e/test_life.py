@@ -87,3 +87,14 @@ def test_down_leaves_no_process_and_no_port_and_up_finds_its_state(healthy):
         60,
     )
     assert answer.json()["data"]
+
+
+@pytest.mark.parametrize("whose", [(), ("--site", "gumi")], ids=["hub", "site"])
+def test_the_audit_chain_holds_after_all_of_that(healthy, whose):
+    verdict = healthy.madang_json("audit", "verify", *whose)
+    assert verdict["is_intact"]
+    assert verdict["rows"] > 0 or whose, "a site where nobody did anything has none"
+    head = f"{verdict['rows']}:{verdict['head_hash']}"
+    if verdict["rows"]:
+        assert "intact" in healthy.madang("audit", "verify", "--head", head, *whose).stdout
+        assert healthy.madang_json("audit", "list", "--limit", "1", *whose)["rows"]

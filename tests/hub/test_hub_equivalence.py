@@ -10,7 +10,7 @@ from tests.wire.gguf_bytes import model as gguf_model
 
 from madang.core import Conflict, Rejected
 from madang.hub import facts_admin
-from madang.hub.audit import read_audit
+from madang.hub.audit import AUDIT_LOG
 from madang.hub.equivalences import Comparison, Running, judge, list_verdicts
 from madang.hub.tables import DESIRED_ITEM
 from madang.hub.text_facts import enter_texts, read_texts
@@ -74,7 +74,7 @@ def test_a_verdict_is_kept_audited_and_reaches_the_catalog(change, store):
     assert (verdict.reference, verdict.candidate, verdict.reasons) == ("npu", "cpu", ())
     assert pairs(store) == (("npu", "cpu"),)
     assert store.write_now(lambda c: list_verdicts(c, "qwen")) == [verdict]
-    rows = store.write_now(lambda c: read_audit(c, after=0, limit=100))
+    rows = store.write_now(lambda c: AUDIT_LOG.read(c))
     assert any(row.action == "model.compare" for row in rows)
     assert verdict.judged_by
 

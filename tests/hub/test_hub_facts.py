@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from madang.core import Conflict, Rejected
 from madang.hub import desired_store, facts_admin, keys_admin
-from madang.hub.audit import read_audit
+from madang.hub.audit import AUDIT_LOG
 from madang.hub.claims import merge_claims, read_claims
 from madang.hub.enrolment import USERS_PER_SITE_MAX, Enrolment, enrol_site, revoke_site, set_cordon
 from madang.hub.keys_admin import KeyExpiry, KeyRequest
@@ -68,7 +68,7 @@ def generations(store):
 
 
 def actions(store):
-    return [row.action for row in store.write_now(lambda c: read_audit(c, after=0, limit=1000))]
+    return [row.action for row in store.write_now(lambda c: AUDIT_LOG.read(c))]
 
 
 def test_a_tenant_reaches_only_where_it_may(store, change, three_sites):

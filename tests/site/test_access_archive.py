@@ -20,7 +20,7 @@ from madang.runtime.telemetry import EventLog
 from madang.site.access_archive import EXPIRED_PER_PASS, AccessArchive
 from madang.site.access_chain import SEALED_FOLDER
 from madang.site.access_query import Filter, list_records, verify_records
-from madang.site.audit import read_audit
+from madang.site.audit import AUDIT_LOG
 from madang.site.guard import GuardedStore
 from madang.wire.access_log import (
     MAGIC,
@@ -470,9 +470,9 @@ def test_the_head_is_written_into_the_audit_log_once_a_day(site):
     site.restart()
     asyncio.run(site.archive.anchor())
     with site.store.engine.begin() as connection:
-        rows = read_audit(connection, after=0, limit=100)
-    assert [(row["action"], row["detail"]["number"]) for row in rows] == [("access.head", 1), ("access.head", 2)]
-    assert rows[1]["detail"]["sha256"] == site.verify().head_sha256
+        rows = AUDIT_LOG.read(connection)
+    assert [(row.action, row.facts["number"]) for row in rows] == [("access.head", 1), ("access.head", 2)]
+    assert rows[1].facts["sha256"] == site.verify().head_sha256
 
 
 def test_open_segments_count_and_are_made_durable(site, monkeypatch):

@@ -13,7 +13,7 @@ from madang.machine.alarm_events import Acknowledge, Reset, Shelve
 from madang.machine.alarm_plan import AlarmSettings, plan_alarms
 from madang.model import AlarmPriority, AlarmState, Condition, Quality, Sample
 from madang.runtime.telemetry import EventLog
-from madang.site.audit import find_break, read_audit
+from madang.site.audit import AUDIT_LOG
 from madang.site.facility.alarm_desk import SAMPLES_WAITING_MAX, AlarmDesk
 from madang.site.guard import GuardedStore
 
@@ -150,9 +150,9 @@ def test_words_are_in_the_audit_and_what_is_refused_is_not(tmp_path):
         assert bench.states() == {str(LEAK): AlarmState.ACKNOWLEDGED}, "it latches"
         await bench.desk.say(Reset(LEAK, "kim"), LEAK, "kim", "reset")
         assert bench.states() == {}
-        rows = await bench.store.read(lambda connection: read_audit(connection, after=0, limit=10))
-        assert [row["action"] for row in rows] == ["alarm.acknowledge", "alarm.reset"]
-        assert await bench.store.read(find_break) is None
+        rows = await bench.store.read(lambda connection: AUDIT_LOG.read(connection, limit=10))
+        assert [row.action for row in rows] == ["alarm.acknowledge", "alarm.reset"]
+        assert (await bench.store.read(AUDIT_LOG.verify)).is_intact
 
     play(tmp_path, scene)
 

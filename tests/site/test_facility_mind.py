@@ -9,7 +9,7 @@ from tests.site.facility_box import BATCH, NODE, Box, FakeClock
 from madang.core import Rejected, Unavailable
 from madang.model import ActionState, PriorityClass, Request, SafetyState, Verb
 from madang.policy.power.state import Approve
-from madang.site.audit import read_audit
+from madang.site.audit import AUDIT_LOG
 from madang.site.facility.allowed import EXPIRED, NOT_YET, Allowed
 
 INTERACTIVE = PriorityClass.INTERACTIVE
@@ -38,7 +38,7 @@ def lose_cooling(box, *, is_over=False):
 
 
 async def audit(box):
-    return await box.store.read(lambda connection: read_audit(connection, after=0, limit=1000))
+    return await box.store.read(lambda connection: AUDIT_LOG.read(connection))
 
 
 @pytest.mark.deep
@@ -215,7 +215,7 @@ def test_what_cannot_be_stored_is_not_done(tmp_path):
         await asyncio.sleep(0)
         assert len(box.poller.written) > len(written)
         rows = await audit(box)
-        assert any(row["action"] == "facility.cap" for row in map(as_row, rows))
+        assert any(row.action == "facility.cap" for row in rows)
 
     play(tmp_path, scene, classes=(INTERACTIVE,))
 
@@ -227,10 +227,6 @@ class FullDisk:
         raise Unavailable("the disk is full")
 
 
-def as_row(row):
-    return row if isinstance(row, dict) else msgspec.to_builtins(row)
-
-
 def test_arming_wants_a_reason_is_in_the_audit_and_outlives_the_program(tmp_path):
     async def scene(box):
         with pytest.raises(Rejected, match="no actuator"):
@@ -240,8 +236,8 @@ def test_arming_wants_a_reason_is_in_the_audit_and_outlives_the_program(tmp_path
         with pytest.raises(Rejected, match="site's file"):
             await box.mind.arm("daegu-1.cap", is_armed=False, who="kim", reason="trial")
         await box.mind.arm("daegu.shed", is_armed=True, who="kim", reason="trial")
-        last = as_row((await audit(box))[-1])
-        assert (last["actor"], last["action"], last["target"]) == ("kim", "facility.arm", "daegu.shed")
+        last = (await audit(box))[-1]
+        assert (last.actor, last.action, last.target) == ("kim", "facility.arm", "daegu.shed")
         await box.mind.stop()
         box.start()
         await box.load()

@@ -16,7 +16,7 @@ from madang.runtime.admin_http import AdminServer
 from madang.runtime.clock import SystemClock
 from madang.runtime.store import open_engine, sqlite_url
 from madang.runtime.telemetry import EventLog
-from madang.site.audit import find_break
+from madang.site.audit import AUDIT_LOG
 from madang.site.settings import NodeLink
 from madang.testing.ports import free_port
 from madang.wire.node_api import NodePlan
@@ -233,7 +233,7 @@ def test_a_drained_node_is_emptied_and_all_of_it_is_in_the_audit_log(scene):
         assert [row["seq"] for row in await scene.daegu.get("/api/v1/audit?after=1&limit=1")] == [2]
         engine = open_engine(sqlite_url(scene.daegu.folder / "site.db"), is_reader=True)
         with engine.begin() as connection:
-            assert find_break(connection) is None
+            assert AUDIT_LOG.verify(connection).is_intact
         engine.dispose()
 
     scene.run(play())

@@ -17,9 +17,11 @@ from madang.node.metrics import NodeCollector
 from madang.policy.facility.signs import list_readings
 from madang.runtime.artifacts.book import TransferBook
 from madang.runtime.artifacts.serving import ServedCounts
+from madang.runtime.audit_watch import AuditCollector
 from madang.site.facility.allowed import Limits
 from madang.site.facility.gauges import collect_facility
 from madang.site.metrics import SiteCollector
+from madang.wire.audit import ChainHead
 
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",)}
 
@@ -115,7 +117,13 @@ def _hub_families() -> list[Metric]:
         if isinstance(metric, Counter | Gauge) and metric._labelnames:
             metric.labels(*metric._labelnames)
     store: Any = SimpleNamespace(served=ServedCounts(), room=FakeNothing())
-    return [*metrics.registry.collect(), *StoreCollector(store).collect()]
+    audit = AuditCollector("madang_hub", _fake_watch())
+    return [*metrics.registry.collect(), *StoreCollector(store).collect(), *audit.collect()]
+
+
+def _fake_watch() -> Any:
+    """A fake: a walk over nothing."""
+    return SimpleNamespace(head=ChainHead(), broken_at_seq=0, checked_at_s=0.0)
 
 
 def _site_families() -> list[Metric]:
@@ -126,7 +134,9 @@ def _site_families() -> list[Metric]:
         name: FakeNothing() for name in ("bus", "link", "view", "agent", "store", "gauge", "importer", "forwarder")
     }
     parts |= {name: FakeNothing() for name in ("nodes", "peers", "tenant_data", "access", "receipts", "leases")}
-    sources: Any = SimpleNamespace(**parts, artifacts=artifacts, facility=FakeFacility(), clock=FakeClock())
+    sources: Any = SimpleNamespace(
+        **parts, artifacts=artifacts, facility=FakeFacility(), audit=_fake_watch(), clock=FakeClock()
+    )
     return list(SiteCollector(sources).collect())
 
 

@@ -13,6 +13,7 @@ from madang import __version__
 from madang.cli import (
     access_log,
     alarms,
+    audit,
     catalog,
     embedded,
     facility,
@@ -77,6 +78,7 @@ catalog.register(app)
 usage.register(app)
 receipts.register(app)
 access_log.register(app)
+audit.register(app)
 simulate.register(app)
 facility.register(app)
 alarms.register(app)

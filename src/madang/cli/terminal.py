@@ -4,9 +4,10 @@ Owns the look. Refuses to know where values come from. Called by every command. 
 is printed as a table, so that `madang --help` stays quick.
 """
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -191,6 +192,25 @@ def render_residency(value: object) -> str:
 def say(text: str) -> None:
     """Print one line of outcome."""
     print(text)
+
+
+@contextlib.contextmanager
+def show_progress(what: str) -> Iterator[Callable[[int], None]]:
+    """Count up `what` on a terminal's standard error while a block runs; calls nobody sees elsewhere.
+
+    Yields:
+        Says that so many more are done.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} " + what), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda count: progress.advance(task, count)
 
 
 def print_error(error: MadangError) -> None:

@@ -93,6 +93,7 @@ async def _run_parts(parts: HubParts, server: AdminServer) -> None:
         "leases": parts.leases.run(),
         "gauges": _show_gauges(parts),
         "artifact_store": parts.artifacts.run_measure(),
+        "audit_watch": parts.audit_watch.run(),
         "server": server.wait(),
     }
     stopping = asyncio.Event()

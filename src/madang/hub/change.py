@@ -11,7 +11,7 @@ import msgspec
 import sqlalchemy as sa
 
 from madang.core import Clock
-from madang.hub.audit import append_audit
+from madang.hub.audit import AUDIT_LOG
 from madang.hub.desired_store import replan
 from madang.policy.desired import ItemKey
 from madang.runtime.store import Store
@@ -47,7 +47,9 @@ class Change:
 
     def audit(self, action: str, target: str, detail: object) -> None:
         """Add an audit row."""
-        append_audit(self.connection, at_s=self.now_s, actor=self._actor, action=action, target=target, detail=detail)
+        AUDIT_LOG.append(
+            self.connection, at_s=self.now_s, actor=self._actor, action=action, target=target, detail=detail
+        )
 
     def write_fact(
         self, table: sa.Table, column: sa.Column[str], value: str, fact: msgspec.Struct, **extra: object

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from madang.core import Clock, Entropy
 from madang.hub.artifact_store import ArtifactStore, make_artifact_store
+from madang.hub.audit import AUDIT_LOG
 from madang.hub.bootstrap import HubPaths, hub_paths
 from madang.hub.change import Changer
 from madang.hub.claims import ClaimsKeeper
@@ -22,6 +23,7 @@ from madang.hub.seeds import HubSeeds, load_seeds
 from madang.hub.settings import HubSettings
 from madang.hub.site_caller import SiteCaller
 from madang.hub.statuses import Statuses
+from madang.runtime.audit_watch import AuditCollector, AuditWatch
 from madang.runtime.bus import Bus, BusLogin
 from madang.runtime.nats import HUB_INBOX
 from madang.runtime.store import Store, sqlite_url
@@ -52,6 +54,7 @@ class HubParts:
     ingest: Ingest
     leases: Leases
     artifacts: ArtifactStore
+    audit_watch: AuditWatch
 
 
 def database_url(settings: HubSettings) -> str:
@@ -76,6 +79,8 @@ def make_parts(settings: HubSettings, clock: Clock, entropy: Entropy, log: Event
     caller = SiteCaller(bus, entropy)
     artifacts = make_artifact_store(settings.artifact_dir, paths.artifact_key, store, clock, entropy, log)
     metrics.registry.register(StoreCollector(artifacts))
+    audit_watch = AuditWatch(AUDIT_LOG, store, clock, log)
+    metrics.registry.register(AuditCollector("madang_hub", audit_watch))
     return HubParts(
         settings=settings,
         paths=paths,
@@ -115,6 +120,7 @@ def make_parts(settings: HubSettings, clock: Clock, entropy: Entropy, log: Event
         ),
         leases=Leases(store=store, bus=bus, metrics=metrics, clock=clock, log=log),
         artifacts=artifacts,
+        audit_watch=audit_watch,
     )
 
 

@@ -61,11 +61,19 @@ class AdminClient:
         """Close its connections."""
         self._client.close()
 
-    def get(self, path: str, params: Mapping[str, Any] | None = None) -> Any:
-        """Return the JSON at `path`; parameters that are None are left out."""
-        return self.call("GET", path, params=params)
+    def get(self, path: str, params: Mapping[str, Any] | None = None, *, kind: Any = Any) -> Any:
+        """Return the JSON at `path`; parameters that are None are left out; see `call` for `kind`."""
+        return self.call("GET", path, params=params, kind=kind)
 
-    def call(self, method: str, path: str, body: object = None, *, params: Mapping[str, Any] | None = None) -> Any:
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        params: Mapping[str, Any] | None = None,
+        kind: Any = Any,
+    ) -> Any:
         """Return the JSON of an answer, None for an empty one.
 
         Args:
@@ -73,6 +81,7 @@ class AdminClient:
             path: path below the base URL, already quoted.
             body: a value that msgspec can write as JSON, or None.
             params: query parameters; those that are None are left out.
+            kind: type that the answer is read as, in msgspec's manner; plain JSON values without one.
 
         Raises:
             NotFound, Rejected, Conflict, Unavailable, Fault: as the status says, with the API's own message.
@@ -94,12 +103,12 @@ class AdminClient:
                 next_step="see what runs with: madang status",
             ) from error
         if response.is_success:
-            return self._decode(response) if response.content else None
+            return self._decode(response, kind) if response.content else None
         raise self._explain(response, f"{method} {path}")
 
-    def _decode(self, response: httpx.Response) -> Any:
+    def _decode(self, response: httpx.Response, kind: Any) -> Any:
         try:
-            return msgspec.json.decode(response.content)
+            return msgspec.json.decode(response.content, type=kind)
         except msgspec.MsgspecError as error:
             raise Fault(
                 f"{self._name} at {self._url} answered {response.request.url.path} with something other than JSON",

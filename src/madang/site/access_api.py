@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Response
 from madang.runtime.admin_http import json_response
 from madang.runtime.signing import is_signed_by
 from madang.site.access_query import Filter, Page, Verification, list_records, verify_records
-from madang.site.audit import append_audit
+from madang.site.audit import AUDIT_LOG
 from madang.site.parts import SiteParts
 from madang.wire.access_log import AccessRecord
 from madang.wire.receipts import make_kid
@@ -82,7 +82,7 @@ async def _audit(parts: SiteParts, action: str, detail: dict[str, Any]) -> None:
     now_s = parts.clock.wall_s()
     given = {name: value for name, value in detail.items() if value is not None}
     await parts.store.write(
-        lambda connection: append_audit(
+        lambda connection: AUDIT_LOG.append(
             connection, at_s=now_s, actor=_ACTOR, action=action, target=parts.settings.name, detail=given
         )
     )

@@ -26,7 +26,7 @@ from madang.core import Clock, MadangError, Rejected, Unavailable
 from madang.runtime.files import replace_file, sync_folder
 from madang.runtime.telemetry import EventLog
 from madang.site.access_chain import SEALED_FOLDER, Chain, ChainHead
-from madang.site.audit import append_audit
+from madang.site.audit import AUDIT_LOG
 from madang.site.desired import read_meta, write_meta
 from madang.site.guard import GuardedStore
 from madang.site.locks import take_shared
@@ -236,7 +236,9 @@ class AccessArchive:
 
         def write(connection: sa.Connection) -> None:
             detail = {"number": head.number, "sha256": head.sha256}
-            append_audit(connection, at_s=now_s, actor="site", action="access.head", target=self.site, detail=detail)
+            AUDIT_LOG.append(
+                connection, at_s=now_s, actor="site", action="access.head", target=self.site, detail=detail
+            )
             write_meta(connection, _ANCHOR_META, f"{head.number}:{now_s}")
 
         await self._store.write(write)

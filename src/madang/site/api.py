@@ -7,16 +7,17 @@ Tenants never reach it. No answer holds a secret: keys are shown without their d
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 import madang
 from madang.core import SiteId
 from madang.model import ReplicaPhase
 from madang.policy.links import most_over_url
 from madang.runtime.admin_http import NotFound, json_response, takes
+from madang.runtime.audit_routes import add_audit_routes
 from madang.runtime.cordon_request import CordonReason, read_reason
 from madang.site.access_api import add_access_routes
-from madang.site.audit import ROWS_PER_PAGE_MAX, append_audit, read_audit
+from madang.site.audit import AUDIT_LOG
 from madang.site.desired import read_refusals
 from madang.site.facility.alarm_routes import add_alarm_routes
 from madang.site.facility.routes import add_facility_routes
@@ -216,13 +217,7 @@ def _add_records(router: APIRouter, parts: SiteParts) -> None:
     async def list_usage(tenant: str = "") -> Response:
         return json_response(await parts.store.read(lambda connection: read_totals(connection, tenant)))
 
-    @router.get("/audit", tags=["records"])
-    async def list_audit(
-        after: int = Query(default=0, ge=0), limit: int = Query(default=100, ge=1, le=ROWS_PER_PAGE_MAX)
-    ) -> Response:
-        return json_response(
-            await parts.store.read(lambda connection: read_audit(connection, after=after, limit=limit))
-        )
+    add_audit_routes(router, AUDIT_LOG, parts.store)
 
 
 def _add_actions(router: APIRouter, parts: SiteParts) -> None:
@@ -255,7 +250,7 @@ def _add_actions(router: APIRouter, parts: SiteParts) -> None:
 async def _audit(parts: SiteParts, action: str, target: str, detail: dict[str, Any]) -> None:
     now_s = parts.clock.wall_s()
     await parts.store.write(
-        lambda connection: append_audit(
+        lambda connection: AUDIT_LOG.append(
             connection, at_s=now_s, actor=_ACTOR, action=action, target=target, detail=detail
         )
     )

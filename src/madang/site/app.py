@@ -138,6 +138,7 @@ def list_loops(parts: SiteParts) -> dict[str, Coroutine[Any, Any, None]]:
         "replan": _replan_on_change(parts),
         "upkeep": _keep_up(parts),
         "artifacts": parts.artifacts.run(),
+        "audit_watch": parts.audit_watch.run(),
         **parts.tenant_data.loops(),
         **parts.leases.loops(),
     }

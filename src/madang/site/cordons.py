@@ -13,7 +13,7 @@ from madang.core import ChipId, Clock, NodeId, Rejected
 from madang.model import ChipCordon, CordonCause
 from madang.runtime.admin_http import NotFound
 from madang.runtime.telemetry import EventLog
-from madang.site.audit import append_audit
+from madang.site.audit import AUDIT_LOG
 from madang.site.desired import read_meta, write_meta
 from madang.site.guard import GuardedStore
 from madang.site.node_link import NodeClient
@@ -151,4 +151,6 @@ class Cordons:
 
 def _audit(connection: sa.Connection, now_s: float, order: CordonOrder, noun: str, target: str) -> None:
     detail: dict[str, Any] = {"reason": order.reason} if order.reason else {}
-    append_audit(connection, at_s=now_s, actor=order.actor, action=f"{noun}.{order.verb}", target=target, detail=detail)
+    AUDIT_LOG.append(
+        connection, at_s=now_s, actor=order.actor, action=f"{noun}.{order.verb}", target=target, detail=detail
+    )

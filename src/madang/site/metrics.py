@@ -16,6 +16,7 @@ from madang.core import Clock
 from madang.machine.forward import Trouble
 from madang.model import ReplicaPhase
 from madang.runtime.artifacts.metrics import collect_room, collect_served, collect_transfers
+from madang.runtime.audit_watch import AuditCollector, AuditWatch
 from madang.runtime.bus import Bus
 from madang.site.access_archive import AccessArchive
 from madang.site.agent import DesiredAgent
@@ -54,6 +55,7 @@ class MetricSources:
     leases: LeaseTalk
     artifacts: SiteArtifacts
     facility: Facility | None
+    audit: AuditWatch
     clock: Clock
 
 
@@ -137,6 +139,7 @@ class SiteCollector(Collector):
             yield GaugeMetricFamily(name, text, value=float(read(self._sources)))
         for name, text, read in COUNTERS:
             yield CounterMetricFamily(name, text, value=float(read(self._sources)))
+        yield from AuditCollector("madang_site", self._sources.audit).collect()
         yield from self._collect_labelled()
         yield from self._collect_artifacts()
 

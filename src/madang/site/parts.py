@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from prometheus_client import CollectorRegistry
 
 from madang.core import Clock, Entropy, NodeId, SiteId
+from madang.runtime.audit_watch import AuditWatch
 from madang.runtime.bus import Bus, BusLogin
 from madang.runtime.files import read_secret
 from madang.runtime.machine_boot import read_boot
@@ -21,6 +22,7 @@ from madang.runtime.telemetry import EventLog
 from madang.site.access_archive import AccessArchive
 from madang.site.agent import DesiredAgent
 from madang.site.artifacts import SiteArtifacts
+from madang.site.audit import AUDIT_LOG
 from madang.site.bootstrap import SITE_USER, access_folder, identity_file, password_file
 from madang.site.cordons import Cordons
 from madang.site.desired import DesiredView
@@ -87,6 +89,7 @@ class SiteParts:
     facility: Facility | None
     entropy: Entropy
     registry: CollectorRegistry
+    audit_watch: AuditWatch
 
 
 def make_bus(settings: SiteSettings, clock: Clock, entropy: Entropy, log: EventLog) -> Bus:
@@ -136,17 +139,19 @@ class _Kit:
     book: NodeBook
     roots: ssl.SSLContext | None
     allowed: Allowed
+    audit_watch: AuditWatch
 
 
 def _make_kit(settings: SiteSettings, database: Store, clock: Clock, entropy: Entropy, log: EventLog) -> _Kit:
     allowed = Allowed(clock, is_expected=settings.facility_file is not None)
+    store = GuardedStore(database, log)
     return _Kit(
         settings=settings,
         boot_id=entropy.token_bytes(8).hex(),
         clock=clock,
         entropy=entropy,
         log=log,
-        store=GuardedStore(database, log),
+        store=store,
         bus=make_bus(settings, clock, entropy, log),
         link=HubLink(clock, log),
         view=DesiredView(),
@@ -154,6 +159,7 @@ def _make_kit(settings: SiteSettings, database: Store, clock: Clock, entropy: En
         gauge=OutboxGauge(),
         book=NodeBook(tuple(node.name for node in settings.nodes), clock, allowed),
         allowed=allowed,
+        audit_watch=AuditWatch(AUDIT_LOG, store, clock, log),
         roots=None if settings.peer_ca_file is None else load_roots("peer_ca_file", settings.peer_ca_file),
     )
 
@@ -174,9 +180,8 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
     agent, importer, forwarder = _make_agent(kit, cordons), _make_importer(kit, receipts), _make_forwarder(kit)
     replicas = Replicas(book=kit.book, feed_dir=settings.feed_dir, store=kit.store)
     peers = _make_peers(kit, identity, replicas)
-    tenant_data = _make_tenant_data(kit, replicas, peers)
-    leases, artifacts = _make_leases(kit), _make_artifacts(kit, peers)
-    facility = _make_facility(kit, peers)
+    tenant_data, leases = _make_tenant_data(kit, replicas, peers), _make_leases(kit)
+    artifacts, facility = _make_artifacts(kit, peers), _make_facility(kit, peers)
     sources = _make_sources(
         kit,
         agent=agent,
@@ -223,6 +228,7 @@ def make_parts(settings: SiteSettings, clock: Clock, entropy: Entropy, log: Even
         facility=facility,
         entropy=entropy,
         registry=make_registry(sources),
+        audit_watch=kit.audit_watch,
     )
 
 
@@ -235,6 +241,7 @@ def _make_sources(kit: _Kit, **parts: Any) -> MetricSources:
         gauge=kit.gauge,
         nodes=kit.book,
         clock=kit.clock,
+        audit=kit.audit_watch,
         **parts,
     )
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from madang.core import Rejected
-from madang.hub.audit import ROWS_PER_PAGE_MAX, read_audit, verify_audit
+from madang.hub.audit import AUDIT_LOG
 from madang.hub.ledger import (
     EVENTS_PER_PAGE_MAX,
     GROUPS,
@@ -16,10 +16,10 @@ from madang.hub.ledger import (
 from madang.hub.parts import HubParts
 from madang.hub.site_keys import read_site_keys
 from madang.runtime.admin_http import json_response
+from madang.runtime.audit_routes import add_audit_routes
 from madang.wire.receipts import make_keys
 
 Limit = Annotated[int, Query(ge=1, le=EVENTS_PER_PAGE_MAX)]
-AuditLimit = Annotated[int, Query(ge=1, le=ROWS_PER_PAGE_MAX)]
 
 
 def make_router(parts: HubParts) -> APIRouter:
@@ -48,13 +48,7 @@ def make_router(parts: HubParts) -> APIRouter:
     async def list_refused(limit: Limit = 100) -> Response:
         return json_response(await parts.store.read(lambda c: read_refusals(c, limit=limit)))
 
-    @router.get("/audit", tags=["audit"])
-    async def list_audit(limit: AuditLimit = 100, after: int = 0) -> Response:
-        return json_response(await parts.store.read(lambda c: read_audit(c, after=after, limit=limit)))
-
-    @router.get("/audit/verify", tags=["audit"])
-    async def verify() -> Response:
-        return json_response(await parts.store.read(verify_audit))
+    add_audit_routes(router, AUDIT_LOG, parts.store)
 
     @router.get("/site-keys", tags=["audit"])
     async def list_site_keys() -> Response:

@@ -32,7 +32,7 @@ from madang.machine.alarm_events import (
 from madang.machine.alarm_plan import AlarmPlan
 from madang.model import Alarm, AlarmKey, JournalEntry, Sample
 from madang.runtime.telemetry import EventLog
-from madang.site.audit import append_audit
+from madang.site.audit import AUDIT_LOG
 from madang.site.desired import read_meta, write_meta
 from madang.site.guard import GuardedStore
 from madang.site.tables import ALARM_JOURNAL
@@ -217,7 +217,7 @@ def _store(
 
 
 def _audit(connection: sa.Connection, now_s: float, *, who: str, what: str, detail: dict[str, str]) -> None:
-    append_audit(connection, at_s=now_s, actor=who, action=f"alarm.{what}", target=detail["alarm"], detail=detail)
+    AUDIT_LOG.append(connection, at_s=now_s, actor=who, action=f"alarm.{what}", target=detail["alarm"], detail=detail)
 
 
 def _prune(connection: sa.Connection, *, before_s: float) -> None:

@@ -21,7 +21,7 @@ from madang.policy.power.loss import recall_loss
 from madang.policy.power.proposers import ProposerMemory, ProposerRules, propose_all
 from madang.policy.power.state import Approve, AuthorityRules, AuthorityState, Setpoint
 from madang.runtime.telemetry import EventLog
-from madang.site.audit import append_audit
+from madang.site.audit import AUDIT_LOG
 from madang.site.desired import read_meta, write_meta
 from madang.site.facility.allowed import Allowed
 from madang.site.facility.poller import Poller
@@ -179,7 +179,7 @@ class Mind:
 
         def write(connection: sa.Connection) -> None:
             write_meta(connection, _ARMED, text)
-            append_audit(connection, at_s=now_s, actor=who, action=action, target=name, detail={"reason": reason})
+            AUDIT_LOG.append(connection, at_s=now_s, actor=who, action=action, target=name, detail={"reason": reason})
 
         await self._store.write(write)
         self._by_hand = changed
@@ -348,7 +348,7 @@ def _store(connection: sa.Connection, *, stored: Stored, actions: tuple[Action, 
     write_meta(connection, _STATE, msgspec.json.encode(stored, order="deterministic").decode())
     for action in actions:
         request = action.request
-        append_audit(
+        AUDIT_LOG.append(
             connection,
             at_s=now_s,
             actor=request.requester,
