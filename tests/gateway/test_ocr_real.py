@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests import loopback
-from tests.engine.test_tesseract import errors_share, faq, page_of
+from tests.engine.test_tesseract import borrowed, errors_share, faq, page_of  # noqa: F401 - a fixture of the next
 from tests.engine.test_tesseract import here as tesseract
 from tests.gateway.lab import CITY, Lab
 from tests.gateway.test_infer import PRICED, serve

@@ -318,7 +318,7 @@ def test_a_killed_supervisor_leaves_nothing_that_is_not_found_again(tmp_path):
         assert {ref.pid for ref in marked} > {linked.pid, stubborn.pid}
         process.kill()
         process.wait()
-        await until(lambda: not is_alive(linked))  # the kernel ends it, with nobody's help
+        await until(lambda: not is_alive(linked) and not is_alive(ref_of(tmp_path, "engine")))  # by the kernel alone
         record = read_record(tmp_path / "processes.json")
         assert record.supervisor == me
         kept = find_leftovers(record, str(tmp_path), is_detached_kept=True)
