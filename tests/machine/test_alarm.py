@@ -21,7 +21,7 @@ from madang.machine.alarm_events import (
 )
 from madang.machine.alarm_notices import ANSWER_S
 from madang.machine.alarm_plan import AlarmSettings
-from madang.model import AlarmPriority, AlarmRole, AlarmState, Condition, Quality, Sample
+from madang.model import AlarmPriority, AlarmRole, AlarmState, Condition, Point, PointKind, Quality, Quantity, Sample
 
 S = AlarmState
 C = AlarmPriority.CRITICAL
@@ -252,6 +252,47 @@ def test_silence_is_an_alarm_of_its_own_and_never_normal():
     assert desk.state(comms.key) is S.RETURNED
     desk.run(11)
     assert desk.state(comms.key) is S.UNACKNOWLEDGED, "stale after ten seconds"
+
+
+def test_one_of_two_devices_that_falls_silent_is_told_and_explains_what_it_read():
+    points = tuple(
+        Point(
+            point_id=f"server1.{name}",
+            equipment_id="server1",
+            name=name,
+            kind=PointKind.SETPOINT if name == "limit_power" else PointKind.SENSOR,
+            quantity=Quantity.POWER if name == "limit_power" else Quantity.TEMPERATURE,
+            stale_s=10.0,
+        )
+        for name in ("temperature_inlet", "temperature_outlet", "temperature_ambient", "limit_power")
+    )
+    bmc, host = ("temperature_inlet", "temperature_outlet", "limit_power"), ("temperature_ambient",)
+    devices = {f"server1.{name}": "bmc" for name in bmc} | {f"server1.{name}": "host" for name in host}
+    model = msgspec.structs.replace(MODEL, points=points)
+    rules = default_rules(model, devices)
+    silences = {one.key.condition: one.over for one in rules if one.condition is Condition.COMMS_LOSS}
+    assert silences == {
+        "comms_loss": (),
+        "comms_loss:bmc": ("server1.temperature_inlet", "server1.temperature_outlet"),
+        "comms_loss:host": ("server1.temperature_ambient",),
+    }
+    assert not any(":" in one.key.condition for one in default_rules(model, dict.fromkeys(devices, "bmc")))
+    desk = Desk(*rules, model=model)
+    both = [(f"server1.temperature_{name}", 25.0) for name in ("inlet", "outlet", "ambient")]
+    desk.run(30, *both)
+    assert desk.shown() == ()
+    desk.run(60, both[2])
+    assert standing(desk) == ["daegu/server1/-/comms_loss:bmc"]
+    assert desk.state(key("server1", "", "comms_loss")) is S.NORMAL, "the other one answers"
+    assert desk.state(key("server1", "temperature_inlet", "reading_lost")) is S.SUPPRESSED
+    desk.run(60)
+    assert standing(desk) == ["daegu/server1/-/comms_loss"], "both are silent: that is one alarm"
+    desk.run(30, *both)
+    assert not any(one.is_active for one in desk.shown())
+
+
+def standing(desk):
+    return [str(one.key) for one in desk.shown() if one.is_active and one.cause is None]
 
 
 def test_rates_and_discrepancies():

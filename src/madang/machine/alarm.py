@@ -206,7 +206,7 @@ class _Brain:
             if rule.condition is Condition.READING_LOST:
                 lost = self._is_silent(rule.key.point)
             elif rule.condition is Condition.COMMS_LOSS:
-                points = self.plan.points.get(rule.key.equipment, ())
+                points = self._points_of(rule)
                 lost = bool(points) and all(self._is_silent(point) for point in points)
             else:
                 continue
@@ -226,8 +226,13 @@ class _Brain:
         return heard is not None and heard.at_s >= self.started_s
 
     def _is_any_heard(self, rule: AlarmRule) -> bool:
-        points = (rule.key.point,) if rule.key.point else self.plan.points.get(rule.key.equipment, ())
-        return any(self._is_heard_of(point) for point in points)
+        return any(self._is_heard_of(point) for point in self._points_of(rule))
+
+    def _points_of(self, rule: AlarmRule) -> tuple[str, ...]:
+        """Return the points whose silence a rule is about."""
+        if rule.key.point:
+            return (rule.key.point,)
+        return rule.over or self.plan.points.get(rule.key.equipment, ())
 
     # Delays
 

@@ -9,6 +9,8 @@ ASHRAE TC9.9 (2021) class A2 less a warning's distance. Leak, smoke, doors and t
 latch where a person has to look.
 """
 
+from collections.abc import Iterator, Mapping
+
 import msgspec
 
 from madang.machine.alarm_defaults_host import is_host_state, make_host_rules
@@ -174,10 +176,15 @@ _NAMED_POWER = frozenset({"input", "output", ""})
 """Contexts of a power or current that the whole rating applies to."""
 
 
-def default_rules(model: SiteModel) -> tuple[AlarmRule, ...]:
-    """Return the rules of a site's model in the order of its points, then one on each equipment's silence.
+def default_rules(model: SiteModel, devices: Mapping[str, str] | None = None) -> tuple[AlarmRule, ...]:
+    """Return the rules of a site's model in the order of its points, then those on silence.
 
-    Every point with a rule has one on its reading being lost.
+    Every point with a rule has one on its reading being lost. All equipment has one on its silence; where several
+    devices read one piece of it, each of them has one too, or the others would hide that it is silent.
+
+    Args:
+        model: the site.
+        devices: the device that reads each point; None where that is not known.
     """
     equipment = {one.equipment_id: one for one in model.equipment}
     rules: dict[AlarmKey, AlarmRule] = {}
@@ -196,6 +203,8 @@ def default_rules(model: SiteModel) -> tuple[AlarmRule, ...]:
         if equipment_id in equipment:
             rule = _make_silence(model, equipment[equipment_id], "", Condition.COMMS_LOSS)
             rules.setdefault(rule.key, rule)
+            for rule in _make_device_silences(model, equipment[equipment_id], devices or {}):
+                rules.setdefault(rule.key, rule)
     return tuple(rules.values())
 
 
@@ -295,3 +304,25 @@ def _make_silence(model: SiteModel, owner: Equipment, point_id: str, condition: 
         title_en="does not answer" if is_comms else "no usable reading",
         source=_VALUES,
     )
+
+
+def _make_device_silences(model: SiteModel, owner: Equipment, devices: Mapping[str, str]) -> Iterator[AlarmRule]:
+    """Yield a rule for each of several devices that read one piece of equipment; writing alone does not count."""
+    by_device: dict[str, list[str]] = {}
+    for point in model.points:
+        is_read = point.kind not in (PointKind.COMMAND, PointKind.SETPOINT)
+        if point.equipment_id == owner.equipment_id and is_read and point.point_id in devices:
+            by_device.setdefault(devices[point.point_id], []).append(point.point_id)
+    if len(by_device) < 2:
+        return
+    for device, points in by_device.items():
+        yield AlarmRule(
+            key=AlarmKey(model.site, owner.equipment_id, "", f"{Condition.COMMS_LOSS.value}:{device}"),
+            condition=Condition.COMMS_LOSS,
+            priority=_SILENCE_PRIORITY.get(owner.kind, P.MEDIUM),
+            over=tuple(points),
+            role=R.READING,
+            title_ko=f"장치 {device} 통신 두절",
+            title_en=f"its device {device} does not answer",
+            source=_VALUES,
+        )

@@ -56,7 +56,7 @@ class Condition(StrEnum):
     READING_LOST = "reading_lost"
     """The point gives no usable reading."""
     COMMS_LOSS = "comms_loss"
-    """No point of the equipment does."""
+    """No point of the equipment does, or none of those that one of its devices reads."""
 
 
 class AlarmRole(StrEnum):
@@ -79,7 +79,8 @@ class AlarmKey(msgspec.Struct, frozen=True):
 
     Attributes:
         point: the point's id; empty where the whole equipment is meant.
-        condition: a `Condition`, or of a state what it says: `on_battery`, `door_forced`.
+        condition: a `Condition`, or of a state what it says: `on_battery`, `door_forced`; where one of several devices
+            is silent, `comms_loss:` and its name.
     """
 
     site: SiteId
@@ -100,6 +101,7 @@ class AlarmRule(msgspec.Struct, frozen=True, kw_only=True):
         words: of STATE: words, lower case, that mean trouble; a number without a word is trouble when it is not 0.
         is_rise: of RATE: a rise alone counts; what fell is a counter that began anew, and is compared from there.
         other: of DISCREPANCY: the point to compare with.
+        over: of COMMS_LOSS: the points that one of several devices reads; empty for all of the equipment.
         deadband: how far inside the limit the value must come back, in the point's unit.
         on_delay_s: how long the condition must hold before the alarm is raised.
         off_delay_s: how long it must be seen to be over before the alarm returns.
@@ -115,6 +117,7 @@ class AlarmRule(msgspec.Struct, frozen=True, kw_only=True):
     words: tuple[str, ...] = ()
     is_rise: bool = False
     other: str = ""
+    over: tuple[str, ...] = ()
     deadband: float = 0.0
     on_delay_s: float = 0.0
     off_delay_s: float = 0.0

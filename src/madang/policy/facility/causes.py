@@ -213,7 +213,7 @@ def _says_the_same(cause_name: str, cause: Standing, effect_name: str, effect: S
     """Return whether an alarm of the same equipment stands for another one: the more urgent, then the first."""
     rule, other = cause.rule, effect.rule
     if other.role is AlarmRole.READING:
-        return rule.role is AlarmRole.SILENCE
+        return rule.role is AlarmRole.SILENCE or other.key.point in rule.over
     if rule.key.point == other.key.point and _STRONGER.get(other.condition) is rule.condition:
         return True
     is_sign = rule.condition is Condition.STATE and rule.key.condition != Condition.STATE

@@ -64,7 +64,7 @@ class Facility:
         listeners = make_listeners(file, settings, clock)
         hints = make_hints(file.devices, listeners, file.model.points)
         self.book = SampleBook((*file.model.points, *hints.points))
-        rules = override_rules(file.model, default_rules(file.model), file.plan.alarms)
+        rules = override_rules(file.model, default_rules(file.model, file.point_devices), file.plan.alarms)
         notify = load_notify(settings.facility_notify_file) if settings.facility_notify_file else NotifySettings()
         self.alarms = AlarmDesk(
             plan=plan_alarms(file.model, rules),
