@@ -173,9 +173,10 @@ def test_tesseract(tmp_path):
     plan = driver.plan_launch(make_request(OCR, make_files(tmp_path, OCR), tmp_path / "key", 20000))
     shown = [argument.replace(str(tmp_path), "F") for argument in plan.argv]
     assert shown[1:] == [
-        *("-P", "-m", "madang.engine.tesseract.serve", "--program=/opt/t/tesseract"),
-        *("--file=kor.traineddata=F/file-kor.traineddata", "--file=eng.traineddata=F/file-eng.traineddata"),
-        *("--alias=a-service", "--host=127.0.0.1", "--port=20000", "--key-file=F/key", "--slots=2", "--threads=1"),
+        *("-P", "-m", "madang.engine.tesseract.serve"),
+        *("--alias=a-service", "--host=127.0.0.1", "--port=20000", "--key-file=F/key"),
+        *("--program=/opt/t/tesseract", "--files=kor.traineddata=F/file-kor.traineddata"),
+        *("--files=eng.traineddata=F/file-eng.traineddata", "--slots=2", "--threads=1"),
     ]
     assert plan.env == {"LD_LIBRARY_PATH": "/opt/t"}
     values = {"tessdata": "D", "languages": "kor+eng", "page_segmentation": 6}

@@ -8,7 +8,6 @@ E5 wants to know whether a text is a query or a passage. What counts, first matc
 advise for symmetric use, since OpenAI's API cannot tell them apart.
 """
 
-import argparse
 import array
 import base64
 import json
@@ -17,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from madang.engine.child_options import ChildOptions
 
 DIMENSIONS = 384
 TEXTS_MAX = 256
@@ -50,38 +51,11 @@ class BadRequest(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions:
+class ServeOptions(ChildOptions):
     """Command line of the engine's child."""
 
     model: Path
-    alias: str
-    host: str
-    port: int
-    key_file: Path
     threads: int
-
-    def to_argv(self) -> tuple[str, ...]:
-        """Return the arguments that `from_argv` reads."""
-        return (
-            f"--model={self.model}",
-            f"--alias={self.alias}",
-            f"--host={self.host}",
-            f"--port={self.port}",
-            f"--key-file={self.key_file}",
-            f"--threads={self.threads}",
-        )
-
-    @staticmethod
-    def from_argv(argv: list[str]) -> "ServeOptions":
-        """Return the options in `argv`; exits with code 2 and a usage text when they are wrong."""
-        parser = argparse.ArgumentParser(allow_abbrev=False)
-        parser.add_argument("--model", type=Path, required=True)
-        parser.add_argument("--alias", required=True)
-        parser.add_argument("--host", required=True)
-        parser.add_argument("--port", type=int, required=True)
-        parser.add_argument("--key-file", type=Path, required=True)
-        parser.add_argument("--threads", type=int, required=True)
-        return ServeOptions(**vars(parser.parse_args(argv)))
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@
 Owns them. Refuses to open anything. Vendor-free, for the twin imports it.
 """
 
-import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
 
 from madang.core import Rejected
+from madang.engine.child_options import ChildOptions, coded, many
 from madang.engine.settings import ExternalEndpoint
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
@@ -21,7 +21,7 @@ _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions:
+class ServeOptions(ChildOptions):
     """Command line of the door.
 
     Attributes:
@@ -30,39 +30,11 @@ class ServeOptions:
         file: behaviour of a twin.
     """
 
-    endpoint: ExternalEndpoint
-    paths: tuple[str, ...]
-    alias: str
-    host: str
-    port: int
-    key_file: Path
+    endpoint: ExternalEndpoint = field(
+        metadata=coded(_endpoint_decoder.decode, lambda endpoint: _encoder.encode(endpoint).decode())
+    )
+    paths: tuple[str, ...] = field(metadata=many(str))
     file: Path | None = None
-
-    def to_argv(self) -> tuple[str, ...]:
-        """Return the arguments that `from_argv` reads."""
-        return (
-            f"--endpoint={_encoder.encode(self.endpoint).decode()}",
-            *(f"--path={path}" for path in self.paths),
-            f"--alias={self.alias}",
-            f"--host={self.host}",
-            f"--port={self.port}",
-            f"--key-file={self.key_file}",
-            *((f"--file={self.file}",) if self.file is not None else ()),
-        )
-
-    @staticmethod
-    def from_argv(argv: list[str]) -> "ServeOptions":
-        """Return the options in `argv`; exits with code 2 and a usage text when they are wrong."""
-        parser = argparse.ArgumentParser(allow_abbrev=False)
-        parser.add_argument("--endpoint", type=_endpoint_decoder.decode, required=True)
-        parser.add_argument("--path", action="append", required=True)
-        parser.add_argument("--alias", required=True)
-        parser.add_argument("--host", required=True)
-        parser.add_argument("--port", type=int, required=True)
-        parser.add_argument("--key-file", type=Path, required=True)
-        parser.add_argument("--file", type=Path)
-        values = vars(parser.parse_args(argv))
-        return ServeOptions(paths=tuple(values.pop("path")), **values)
 
 
 class Route:

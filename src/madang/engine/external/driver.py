@@ -4,32 +4,27 @@ Owns the launch plan of a door and what of an endpoint may be offered. Refuses t
 the node program.
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from madang.core import Rejected, Unavailable
+from madang.core import Rejected
+from madang.engine.child import plan_child, read_health
 from madang.engine.contract import (
     EngineCapabilities,
     EngineReading,
     EngineTimes,
     LaunchPlan,
     LaunchRequest,
-    Verdict,
 )
 from madang.engine.external import codec
-from madang.engine.health import parse_health
-from madang.engine.loopback import get
 from madang.engine.manifest import Manifest, load_manifest
 from madang.engine.settings import ExternalEndpoint, check_external, identity_of_settings
 from madang.model import ReplicaSpec
 
 PROGRAM = "madang.engine.external.serve"
 TWIN_PROGRAM = "madang.engine.external.twin"
-_PROBE_S = 2.0
-_VERDICTS = {"ready": Verdict.READY, "loading": Verdict.LOADING, "sick": Verdict.SICK}
 
 
 class ExternalDriver:
@@ -89,27 +84,11 @@ class ExternalDriver:
             key_file=request.key_file,
             file=next(iter(request.files.values()), None),
         )
-        return LaunchPlan(
-            # -P: the working folder holds engine logs and must not shadow modules.
-            argv=(sys.executable, "-P", "-m", self.program, *options.to_argv()),
-            env={},
-            private_bytes_max=request.private_bytes_max,
-        )
+        return plan_child(self.program, options, request, {})
 
     async def probe(self, endpoint: str, key: str) -> EngineReading:
-        """Ask the door, which watches its endpoint."""
-        try:
-            status, body = await get(endpoint, self.manifest.health.path, key=key, timeout_s=_PROBE_S)
-        except Unavailable as error:
-            return EngineReading(verdict=Verdict.SILENT, reason=str(error))
-        health = parse_health(status, body)
-        return EngineReading(
-            verdict=_VERDICTS[health.state],
-            reason=health.reason,
-            running=health.running,
-            waiting=health.waiting,
-            is_simulated=health.is_simulated,
-        )
+        """Ask for health, which tells the load as well."""
+        return await read_health(endpoint, key, self.manifest.health.path)
 
     def _find(self, spec: ReplicaSpec) -> ExternalEndpoint:
         endpoint = self._endpoints.get(spec.artifact.artifact_id)

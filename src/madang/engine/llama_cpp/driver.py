@@ -3,9 +3,10 @@
 Owns its launch plan and what its answers mean for us. Refuses to start processes. Called by the node program.
 """
 
-import sys
+import msgspec
 
 from madang.core import Rejected, Unavailable
+from madang.engine.child import ChildDriver, plan_child, read_health
 from madang.engine.contract import (
     EngineCapabilities,
     EngineReading,
@@ -14,18 +15,15 @@ from madang.engine.contract import (
     LaunchRequest,
     Verdict,
 )
-from madang.engine.health import parse_health
 from madang.engine.llama_cpp import codec
 from madang.engine.loopback import get
 from madang.model import EngineFeature, ReplicaSpec, Task
 
 PROGRAM = "madang.engine.llama_cpp.serve"
 TWIN_PROGRAM = "madang.engine.llama_cpp.twin"
-_PROBE_S = 2.0
 _METRICS_S = 1.0
 _SLOTS_MAX = 64
 _CONTEXT_TOKENS_MIN = 256
-_VERDICTS = {"ready": Verdict.READY, "loading": Verdict.LOADING, "sick": Verdict.SICK}
 
 
 _SHARE_CORES = {"OMP_WAIT_POLICY": "passive"}
@@ -33,7 +31,7 @@ _SHARE_CORES = {"OMP_WAIT_POLICY": "passive"}
 with spinning, the median of a short answer under load 9 was 14.9 s, with sleeping 3.1 s (24 tokens, 8 runs each)."""
 
 
-class LlamaCppDriver:
+class LlamaCppDriver(ChildDriver):
     """The llama_cpp engine, or whatever module is started in its place."""
 
     name = "llama_cpp"
@@ -50,15 +48,7 @@ class LlamaCppDriver:
     times = EngineTimes()
 
     def __init__(self, program: str = PROGRAM) -> None:
-        self.program = program
-
-    def identity_of(self, spec: ReplicaSpec) -> str:  # noqa: ARG002  the same for all
-        """Return the program."""
-        return self.program
-
-    def capabilities_for(self, spec: ReplicaSpec) -> EngineCapabilities:  # noqa: ARG002  the same for all
-        """Return what the engine can and cannot do."""
-        return self.capabilities
+        super().__init__(program)
 
     def check(self, spec: ReplicaSpec) -> None:
         """Raise Rejected when llama.cpp can never run this specification."""
@@ -91,30 +81,16 @@ class LlamaCppDriver:
             prefill_threads=request.prefill_threads,
             has_prefix_cache=spec.has_prefix_cache,
         )
-        return LaunchPlan(
-            # -P: the working folder holds engine logs and must not shadow modules.
-            argv=(sys.executable, "-P", "-m", self.program, *options.to_argv()),
-            env={**request.device_env, "OMP_NUM_THREADS": str(request.prefill_threads), **_SHARE_CORES},
-            private_bytes_max=request.private_bytes_max,
-        )
+        env = {**request.device_env, "OMP_NUM_THREADS": str(request.prefill_threads), **_SHARE_CORES}
+        return plan_child(self.program, options, request, env)
 
     async def probe(self, endpoint: str, key: str) -> EngineReading:
         """Ask for health, and for the load when it is ready."""
-        try:
-            status, body = await get(endpoint, "/health", key=key, timeout_s=_PROBE_S)
-        except Unavailable as error:
-            return EngineReading(verdict=Verdict.SILENT, reason=str(error))
-        health = parse_health(status, body)
-        load = codec.Load(None, None)
-        if health.state == "ready":
-            load = await self._load(endpoint, key)
-        return EngineReading(
-            verdict=_VERDICTS[health.state],
-            reason=health.reason,
-            running=load.running,
-            waiting=load.waiting,
-            is_simulated=health.is_simulated,
-        )
+        reading = await read_health(endpoint, key)
+        if reading.verdict is not Verdict.READY:
+            return reading
+        load = await self._load(endpoint, key)
+        return msgspec.structs.replace(reading, running=load.running, waiting=load.waiting)
 
     async def _load(self, endpoint: str, key: str) -> codec.Load:
         try:

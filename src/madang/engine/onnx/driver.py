@@ -3,30 +3,23 @@
 Owns its launch plan and what its answers mean for us. Refuses to start processes. Called by the node program.
 """
 
-import sys
-
-from madang.core import Rejected, Unavailable
+from madang.core import Rejected
+from madang.engine.child import ChildDriver, plan_child
 from madang.engine.contract import (
     EngineCapabilities,
-    EngineReading,
     EngineTimes,
     LaunchPlan,
     LaunchRequest,
-    Verdict,
 )
-from madang.engine.health import parse_health
-from madang.engine.loopback import get
 from madang.engine.oip_tensors import INFER_PATH
 from madang.engine.onnx import codec
 from madang.model import ReplicaSpec, Task
 
 PROGRAM = "madang.engine.onnx.serve"
 TWIN_PROGRAM = "madang.engine.onnx.twin"
-_PROBE_S = 2.0
-_VERDICTS = {"ready": Verdict.READY, "loading": Verdict.LOADING, "sick": Verdict.SICK}
 
 
-class OnnxDriver:
+class OnnxDriver(ChildDriver):
     """The onnx engine, or whatever module is started in its place."""
 
     name = "onnx"
@@ -42,15 +35,7 @@ class OnnxDriver:
     times = EngineTimes(start_s_max=120.0)
 
     def __init__(self, program: str = PROGRAM) -> None:
-        self.program = program
-
-    def identity_of(self, spec: ReplicaSpec) -> str:  # noqa: ARG002  the same for all
-        """Return the program."""
-        return self.program
-
-    def capabilities_for(self, spec: ReplicaSpec) -> EngineCapabilities:  # noqa: ARG002  the same for all
-        """Return what the engine can and cannot do."""
-        return self.capabilities
+        super().__init__(program)
 
     def check(self, spec: ReplicaSpec) -> None:
         """Raise Rejected when this engine can never run this specification."""
@@ -73,25 +58,6 @@ class OnnxDriver:
             # Gateways send a replica as many requests at a time as it has slots, so more never meet.
             batch_rows=max(1, min(request.spec.slots, codec.BATCH_ROWS_MAX)),
         )
-        return LaunchPlan(
-            # -P: the working folder holds engine logs and must not shadow modules.
-            argv=(sys.executable, "-P", "-m", self.program, *options.to_argv()),
-            # numpy's own thread pool would only hold memory: ONNX Runtime computes with its own.
-            env={**request.device_env, "OPENBLAS_NUM_THREADS": "1"},
-            private_bytes_max=request.private_bytes_max,
-        )
-
-    async def probe(self, endpoint: str, key: str) -> EngineReading:
-        """Ask for health, which tells the load as well."""
-        try:
-            status, body = await get(endpoint, "/health", key=key, timeout_s=_PROBE_S)
-        except Unavailable as error:
-            return EngineReading(verdict=Verdict.SILENT, reason=str(error))
-        health = parse_health(status, body)
-        return EngineReading(
-            verdict=_VERDICTS[health.state],
-            reason=health.reason,
-            running=health.running,
-            waiting=health.waiting,
-            is_simulated=health.is_simulated,
-        )
+        # numpy's own thread pool would only hold memory: ONNX Runtime computes with its own.
+        env = {**request.device_env, "OPENBLAS_NUM_THREADS": "1"}
+        return plan_child(self.program, options, request, env)

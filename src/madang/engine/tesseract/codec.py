@@ -3,12 +3,12 @@
 Owns the reading of all three and the limits. Refuses to run anything. Vendor-free, for the twin imports it.
 """
 
-import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from madang.engine.child_options import ChildOptions, many
 from madang.engine.oip_tensors import Port, Signature, split_elements
 from madang.wire.oip import BYTES, InferRequest, Tensor
 from madang.wire.openai_errors import ApiError, ErrorCode
@@ -30,8 +30,13 @@ _COLUMNS = 12
 _WORD = "5"
 
 
+def _read_file(text: str) -> tuple[str, Path]:
+    name, _, path = text.partition("=")
+    return name, Path(path)
+
+
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions:
+class ServeOptions(ChildOptions):
     """Command line of the engine's child.
 
     Attributes:
@@ -42,11 +47,7 @@ class ServeOptions:
     """
 
     program: Path
-    files: tuple[tuple[str, Path], ...]
-    alias: str
-    host: str
-    port: int
-    key_file: Path
+    files: tuple[tuple[str, Path], ...] = field(metadata=many(_read_file, lambda file: f"{file[0]}={file[1]}"))
     slots: int
     threads: int
 
@@ -55,35 +56,6 @@ class ServeOptions:
         """Return what Tesseract calls them, joined; `osd` finds orientations and is no language."""
         names = [name.removesuffix(".traineddata") for name, _ in self.files]
         return "+".join(name for name in names if name != "osd")
-
-    def to_argv(self) -> tuple[str, ...]:
-        """Return the arguments that `from_argv` reads."""
-        return (
-            f"--program={self.program}",
-            *(f"--file={name}={path}" for name, path in self.files),
-            f"--alias={self.alias}",
-            f"--host={self.host}",
-            f"--port={self.port}",
-            f"--key-file={self.key_file}",
-            f"--slots={self.slots}",
-            f"--threads={self.threads}",
-        )
-
-    @staticmethod
-    def from_argv(argv: list[str]) -> "ServeOptions":
-        """Return the options in `argv`; exits with code 2 and a usage text when they are wrong."""
-        parser = argparse.ArgumentParser(allow_abbrev=False)
-        parser.add_argument("--program", type=Path, required=True)
-        parser.add_argument("--file", action="append", required=True)
-        parser.add_argument("--alias", required=True)
-        parser.add_argument("--host", required=True)
-        parser.add_argument("--port", type=int, required=True)
-        parser.add_argument("--key-file", type=Path, required=True)
-        parser.add_argument("--slots", type=int, required=True)
-        parser.add_argument("--threads", type=int, required=True)
-        values = vars(parser.parse_args(argv))
-        named = [text.partition("=") for text in values.pop("file")]
-        return ServeOptions(files=tuple((name, Path(path)) for name, _, path in named), **values)
 
 
 def read_images(request: InferRequest) -> list[bytes]:

@@ -3,20 +3,19 @@
 Owns its launch plan. Refuses to start processes. Called by the node program.
 """
 
-import sys
 from pathlib import Path
 
-from madang.core import Rejected, Unavailable
+import msgspec
+
+from madang.core import Rejected
+from madang.engine.child import plan_child, read_health
 from madang.engine.contract import (
     EngineCapabilities,
     EngineReading,
     EngineTimes,
     LaunchPlan,
     LaunchRequest,
-    Verdict,
 )
-from madang.engine.health import parse_health
-from madang.engine.loopback import get
 from madang.engine.manifest import Manifest, load_manifest
 from madang.engine.settings import EngineRuntime, identity_of_settings
 from madang.engine.tesseract import codec
@@ -25,9 +24,7 @@ from madang.model import ReplicaSpec, Task
 PROGRAM = "madang.engine.tesseract.serve"
 TWIN_PROGRAM = "madang.engine.tesseract.twin"
 TESSERACT = Path("/usr/bin/tesseract")
-_PROBE_S = 2.0
 _SUFFIX = ".traineddata"
-_VERDICTS = {"ready": Verdict.READY, "loading": Verdict.LOADING, "sick": Verdict.SICK}
 
 
 class TesseractDriver:
@@ -93,24 +90,10 @@ class TesseractDriver:
             # Images at a time use cores better than threads that spin for one another.
             threads=1,
         )
-        return LaunchPlan(
-            # -P: the working folder holds engine logs and must not shadow modules.
-            argv=(sys.executable, "-P", "-m", self.program, *options.to_argv()),
-            env={**request.device_env, **self._runtime.env},
-            private_bytes_max=self._runtime.memory_bytes_max or request.private_bytes_max,
-        )
+        plan = plan_child(self.program, options, request, {**request.device_env, **self._runtime.env})
+        bytes_max = self._runtime.memory_bytes_max or plan.private_bytes_max
+        return msgspec.structs.replace(plan, private_bytes_max=bytes_max)
 
     async def probe(self, endpoint: str, key: str) -> EngineReading:
         """Ask for health, which tells the load as well."""
-        try:
-            status, body = await get(endpoint, self.manifest.health.path, key=key, timeout_s=_PROBE_S)
-        except Unavailable as error:
-            return EngineReading(verdict=Verdict.SILENT, reason=str(error))
-        health = parse_health(status, body)
-        return EngineReading(
-            verdict=_VERDICTS[health.state],
-            reason=health.reason,
-            running=health.running,
-            waiting=health.waiting,
-            is_simulated=health.is_simulated,
-        )
+        return await read_health(endpoint, key, self.manifest.health.path)

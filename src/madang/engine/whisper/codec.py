@@ -3,15 +3,15 @@
 Owns both directions and the limits. Refuses to transcribe. Vendor-free, for the twin imports it.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from madang.core import Rejected
+from madang.engine.child_options import ChildOptions, many
 from madang.wire.multipart import Part, boundary_of, parse_form
 
 FILES = ("model.bin", "config.json", "tokenizer.json", "vocabulary.txt")
@@ -37,7 +37,7 @@ class BadRequest(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions:
+class ServeOptions(ChildOptions):
     """Command line of the engine's child.
 
     Attributes:
@@ -45,39 +45,12 @@ class ServeOptions:
         threads: CPU threads of a transcription.
     """
 
-    files: tuple[Path, ...]
-    alias: str
-    host: str
-    port: int
-    key_file: Path
+    files: tuple[Path, ...] = field(metadata=many(Path))
     threads: int
 
-    def to_argv(self) -> tuple[str, ...]:
-        """Return the arguments that `from_argv` reads."""
-        return (
-            *(f"--file={path}" for path in self.files),
-            f"--alias={self.alias}",
-            f"--host={self.host}",
-            f"--port={self.port}",
-            f"--key-file={self.key_file}",
-            f"--threads={self.threads}",
-        )
-
-    @staticmethod
-    def from_argv(argv: list[str]) -> "ServeOptions":
-        """Return the options in `argv`; exits with code 2 and a usage text when they are wrong."""
-        parser = argparse.ArgumentParser(allow_abbrev=False)
-        parser.add_argument("--file", type=Path, action="append", required=True)
-        parser.add_argument("--alias", required=True)
-        parser.add_argument("--host", required=True)
-        parser.add_argument("--port", type=int, required=True)
-        parser.add_argument("--key-file", type=Path, required=True)
-        parser.add_argument("--threads", type=int, required=True)
-        values = vars(parser.parse_args(argv))
-        files = tuple(values.pop("file"))
-        if len(files) != len(FILES):
-            parser.error(f"--file: expected {len(FILES)} times, in the order {', '.join(FILES)}")
-        return ServeOptions(files=files, **values)
+    def __post_init__(self) -> None:
+        if len(self.files) != len(FILES):
+            raise ValueError(f"--files: expected {len(FILES)} times, in the order {', '.join(FILES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
