@@ -187,6 +187,29 @@ def test_a_setpoint_falls_back_to_its_safe_value(site):
     assert values == [24.0, 20.0]
 
 
+def test_of_two_who_want_a_setpoint_the_later_is_heard_and_then_the_one_who_still_asks(site):
+    target = "crac.setpoint_supply"
+    site.tick(want(Verb.SETPOINT, target, 24.0, who="kim", ttl_s=60.0))
+    site.run(3)
+    site.tick(want(Verb.SETPOINT, target, 22.0, who="lee", ttl_s=10.0))
+    site.run(8)
+    site.tick(want(Verb.SETPOINT, target, 24.0, who="kim", ttl_s=60.0))
+    site.run(5)
+    sent = [(one.request.requester, one.request.value) for one in site.told(Verb.SETPOINT, ActionState.SENT)]
+    assert sent == [("kim", 24.0), ("lee", 22.0), ("authority", 24.0)], "asking again for the same is no change of mind"
+    site.run(61)
+    assert [one.request.value for one in site.told(Verb.SETPOINT, ActionState.SENT)][3:] == [20.0]
+
+
+def test_a_setpoint_that_another_has_overruled_lapses_without_a_word_to_the_device(site):
+    target = "crac.setpoint_supply"
+    site.tick(want(Verb.SETPOINT, target, 24.0, who="kim", ttl_s=5.0))
+    site.tick(want(Verb.SETPOINT, target, 22.0, who="lee", ttl_s=60.0))
+    site.run(10)
+    assert [one.request.value for one in site.told(Verb.SETPOINT, ActionState.SENT)] == [24.0, 22.0]
+    assert len(site.told(Verb.SETPOINT, ActionState.LAPSED)) == 1
+
+
 @pytest.mark.parametrize("has_rule", [True, False])
 def test_a_setpoint_without_a_safe_value_is_let_go_and_one_that_left_the_rules_is_left_alone(has_rule):
     target = "crac.setpoint_supply"
