@@ -285,3 +285,38 @@ def test_a_level_that_takes_its_own_sign_away_comes_back_ever_more_rarely():
         assert "over" not in memory.reason, "it is lost again"
         memory, _ = propose_thermal(memory, now, well, TOPOLOGY, rules)
         assert len(memory.reason) == length, "said once, however often it comes and goes"
+
+
+def leave_levels(*, has_lost_cooling, margin_k):
+    """Enter level 3, let all be well, and return after how many seconds each level was left."""
+    site = calm_site()
+    well = read_all_signs(site.world.view(site.envelope), TOPOLOGY)
+    site.world.has_cooling = False
+    site.run(1)
+    view = site.world.view(site.envelope)
+    lost = read_all_signs(view, TOPOLOGY) if has_lost_cooling else well
+    memory, left, now_s = ThermalMemory(), [], view.now_s
+
+    def look(margin_k, signs):
+        known = {
+            "thermal_margin_k": Fact(value=margin_k, quality=Quality.GOOD),
+            "time_to_limit_s": Fact(value=86_400.0, quality=Quality.GOOD),
+        }
+        now = msgspec.structs.replace(view, now_s=now_s, **known)
+        return propose_thermal(memory, now, signs, TOPOLOGY, ThermalRules())[0]
+
+    memory = look(1.0, lost)
+    assert memory.level == 3
+    for second in range(1000):
+        before, now_s = memory.level, view.now_s + second
+        memory = look(margin_k, well)
+        if memory.level < before:
+            left.append(second)
+    assert memory.level == 0
+    return left
+
+
+def test_with_the_cooling_back_and_a_wide_margin_only_the_first_step_takes_its_whole_time():
+    quick = leave_levels(has_lost_cooling=True, margin_k=9.0)
+    assert quick == [120, 151, 182]
+    assert leave_levels(has_lost_cooling=False, margin_k=9.0) == [120, 241, 362], "nobody knows why it was hot"

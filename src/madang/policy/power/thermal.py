@@ -16,6 +16,8 @@ Where it was bad when the margin became unknown, the level rises every `blind_s`
 left downwards, one at a time, when the margin is 1.5 K better than where it was entered and has been so for `calm_s`.
 What a level saves also takes its own sign away: a capped room has time again, until the cap is gone. So one that comes
 back within the wait after another was left is held twice as long as that, up to `calm_s_max`, until the cause is gone.
+Where a cause was seen to be over and the margin is as good as no level wants it, only the first step takes the whole
+wait and the others `quick_s`: a site whose cooling came back with the mains is not kept small for want of steps.
 Two thresholds, the less urgent first, is what POLCA (arXiv 2308.12908) does with frequencies. At 10 kW a rack the
 inlet passes its limit tens of seconds after a compressor stops (engineering estimate), hence the cause and not the
 inlet. Air inlets stay below 35 degrees (ASHRAE class A2) with the limit at 32.
@@ -45,6 +47,7 @@ class ThermalRules(msgspec.Struct, frozen=True, kw_only=True):
         clinical_part: of the name plate, at level 2.
         calm_s: how long it has to be better before a level is left.
         calm_s_max: the longest that becomes where levels come back.
+        quick_s: the same for the second and later steps, where the cause is over and the margin is wide.
         blind_s: how long nobody may know the margin before the worst is taken to be on its way.
     """
 
@@ -53,6 +56,7 @@ class ThermalRules(msgspec.Struct, frozen=True, kw_only=True):
     hysteresis_k: float = 1.5
     calm_s: float = 120.0
     calm_s_max: float = 3600.0
+    quick_s: float = 30.0
     flow_ratio: float = 0.2
     supply_c_max: float = 27.0
     clinical_part: float = 0.7
@@ -66,6 +70,7 @@ class ThermalMemory(msgspec.Struct, frozen=True, kw_only=True):
         left_s: when a level was last left.
         wait_s: how long it has to be better now; 0 for the rules' own.
         has_cause: whether something was wrong with the cooling at the last look.
+        is_over: it was, was seen to be over, and no level was entered since; `is_quick`: and one was left since.
     """
 
     level: int = 0
@@ -76,6 +81,8 @@ class ThermalMemory(msgspec.Struct, frozen=True, kw_only=True):
     left_s: float | None = None
     wait_s: float = 0.0
     has_cause: bool = False
+    is_over: bool = False
+    is_quick: bool = False
 
 
 def propose_thermal(
@@ -93,7 +100,8 @@ def propose_thermal(
         level = _find_blind_level(memory, view, rules, has_cause=bool(cause), is_unread=is_unread)
     memory = _note_cause(memory, cause)
     if level > memory.level:
-        memory = msgspec.structs.replace(memory, wait_s=_next_wait_s(memory, view, rules))
+        wait_s = _next_wait_s(memory, view, rules)
+        memory = msgspec.structs.replace(memory, wait_s=wait_s, is_over=False, is_quick=False)
     if level >= memory.level and level > 0:
         memory = msgspec.structs.replace(memory, level=level, calm_s=None)
     elif memory.level > 0:
@@ -104,10 +112,10 @@ def propose_thermal(
 def _note_cause(memory: ThermalMemory, cause: str) -> ThermalMemory:
     """Take what is wrong now as the reason; what is wrong no longer is told as over for as long as a level is held."""
     if cause:
-        return msgspec.structs.replace(memory, reason=cause, has_cause=True)
+        return msgspec.structs.replace(memory, reason=cause, has_cause=True, is_over=False, is_quick=False)
     if memory.has_cause:
         over = f"{memory.reason}; over, held until it is calm"
-        return msgspec.structs.replace(memory, reason=over, has_cause=False, wait_s=0.0, left_s=None)
+        return msgspec.structs.replace(memory, reason=over, has_cause=False, is_over=True, wait_s=0.0, left_s=None)
     return memory if memory.level > 0 else msgspec.structs.replace(memory, reason="")
 
 
@@ -180,9 +188,12 @@ def _calm_down(memory: ThermalMemory, view: View, level: int, rules: ThermalRule
     if not is_better:
         return msgspec.structs.replace(memory, calm_s=None)
     since_s = view.now_s if memory.calm_s is None else memory.calm_s
-    if view.now_s - since_s < (memory.wait_s or rules.calm_s):
+    is_wide = margin_k is not None and margin_k >= rules.margins_k[0] + rules.hysteresis_k
+    wait_s = rules.quick_s if memory.is_quick and is_wide else memory.wait_s or rules.calm_s
+    if view.now_s - since_s < wait_s:
         return msgspec.structs.replace(memory, calm_s=since_s)
-    return msgspec.structs.replace(memory, level=memory.level - 1, calm_s=None, left_s=view.now_s)
+    is_quick = memory.is_over and memory.level > 1
+    return msgspec.structs.replace(memory, level=memory.level - 1, calm_s=None, left_s=view.now_s, is_quick=is_quick)
 
 
 def _ask(memory: ThermalMemory, view: View, topology: Topology, rules: ThermalRules) -> list[Request]:
