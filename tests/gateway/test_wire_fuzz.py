@@ -1,5 +1,6 @@
 """Any bytes, in any pieces: a connection is never desynchronised, and reads what it takes as h11 does."""
 
+import itertools
 import os
 import random
 import subprocess
@@ -150,13 +151,61 @@ def test_an_answer_in_doubt_is_given_up(name: str) -> None:
     assert answer.body in (b"", b"a", b"ab"), "nothing of what came out of turn"
 
 
+CHUNKED_OK = OK + b"transfer-encoding: chunked\r\n\r\n"
+SIZES = st.sampled_from([b"%x", b"%X", b"0%x", b"%x;a=b"])
+EVENTS = st.lists(
+    st.sampled_from([b"data: a\n\n", b"\n\n", b"a", b"\r\n", b"3\r\n", b"0\r\n\r\n"]), min_size=1, max_size=3
+)
+
+
+@given(st.lists(st.tuples(SIZES, EVENTS.map(b"".join)), max_size=6), st.lists(st.integers(0, 400), max_size=3))
+def test_chunks_that_go_past_the_parser_are_those_that_it_would_have_read(
+    chunks: list[tuple[bytes, bytes]], cuts: list[int]
+) -> None:
+    """Reads end mostly where chunks do, as engines write, and contents look like the ends and sizes of chunks."""
+    framed = [b"%b\r\n%b\r\n" % (size % len(content), content) for size, content in chunks]
+    reads = [CHUNKED_OK, *framed, b"0\r\n\r\n"]
+    whole = b"".join(reads)
+    places = {0, len(whole), *(cut % len(whole) for cut in cuts), *itertools.accumulate(map(len, reads))}
+    pieces = [whole[start:end] for start, end in itertools.pairwise(sorted(places))]
+    answer, was_reusable = upstream_bench.read_ours(pieces, takes_chunks=True)
+    assert answer.is_complete, answer.failure
+    assert answer.body == b"".join(content for _, content in chunks)
+    assert was_reusable
+
+
+def test_chunks_do_go_past_the_parser() -> None:
+    chunk, seen = b"9\r\ndata: a\n\n\r\n", upstream_bench.Recorder.taken_in_all
+    answer, _ = upstream_bench.read_ours([CHUNKED_OK, chunk, chunk, chunk, b"0\r\n\r\n"], takes_chunks=True)
+    assert answer.body == 3 * b"data: a\n\n"
+    assert upstream_bench.Recorder.taken_in_all - seen == 2, "the parser has seen the first, and where it ends"
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        # The size line of the next chunk has come: what follows is its content, and looks like a chunk.
+        (b"9\r\ndata: a\n\n\r\n6\r\n", b"3\r\nabc\r\n"),
+        # The read ends as a whole chunk of events does, inside of one.
+        (b"12\r\ndata: a\n\n\r\n", b"4\r\naaaa\r\n"),
+        # The same with a whole chunk in front.
+        (b"1\r\na\r\n12\r\ndata: a\n\n\r\n", b"4\r\naaaa\r\n"),
+    ],
+)
+def test_a_content_that_looks_like_a_chunk_is_none(reads: tuple[bytes, bytes]) -> None:
+    seen = upstream_bench.Recorder.taken_in_all
+    answer, _ = upstream_bench.read_ours([CHUNKED_OK, *reads, b"0\r\n\r\n"], takes_chunks=True)
+    assert answer == upstream_bench.read_ours([CHUNKED_OK + b"".join(reads) + b"0\r\n\r\n"])[0]
+    assert answer.is_complete
+    assert upstream_bench.Recorder.taken_in_all == seen
+
+
 def test_an_answer_that_comes_out_of_turn_is_not_kept_for_the_next_request() -> None:
     whole = OK + b"content-length: 1\r\n\r\na"
     answer, was_reusable = upstream_bench.read_ours([whole, whole])
     assert (answer.body, was_reusable) == (b"a", True), "and the bench sees to it that the connection is dropped then"
 
 
-CHUNKED_OK = OK + b"transfer-encoding: chunked\r\n\r\n"
 WITHOUT_END = {
     "a field": (OK + b"x-a: ", b"a" * 1000),
     "fields": (OK, b"x-a: %b\r\n" % (b"a" * 1000)),

@@ -17,6 +17,7 @@ from madang.gateway.metrics import Meter
 from madang.gateway.target import Failure, Target, TimeLimits
 from madang.gateway.upstream import Call
 from madang.gateway.upstream_connection import UpstreamConnection
+from madang.wire.http1 import content_of_chunk
 
 TARGET = Target("127.0.0.1", 1)
 LIMITS = TimeLimits(first_byte_s=1.0, stall_s=1.0)
@@ -58,6 +59,9 @@ class FakePool:
 class Recorder:
     """A receiver that remembers; it may hear of one end only."""
 
+    taken_in_all = 0
+    """Chunks that went past the parser, of every receiver."""
+
     def __init__(self) -> None:
         self.statuses: list[int] = []
         self.body = b""
@@ -78,6 +82,14 @@ class Recorder:
         assert data
         self.body += data
 
+    def take_chunk(self, data: bytes) -> bool:
+        content = content_of_chunk(data)
+        if content is None:
+            return False
+        Recorder.taken_in_all += 1
+        self.on_data(content)
+        return True
+
     def on_end(self) -> None:
         self.ends += 1
 
@@ -86,12 +98,18 @@ class Recorder:
         self.failure = f"{failure}: {reason}"
 
 
-def read_ours(pieces: Iterable[bytes]) -> tuple[Answer, bool]:
-    """Feed an answer in pieces, then the end of the connection; return it, and whether it was put back for reuse."""
+def read_ours(pieces: Iterable[bytes], *, takes_chunks: bool = False) -> tuple[Answer, bool]:
+    """Feed an answer in pieces, then the end of the connection; return it, and whether it was put back for reuse.
+
+    With `takes_chunks` the receiver takes every read that looks like one chunk past the parser.
+    """
     pool, recorder, transport = FakePool(), Recorder(), FakeTransport()
     connection = UpstreamConnection(pool, TARGET)  # type: ignore[arg-type]
     connection.connection_made(transport)  # type: ignore[arg-type]
-    Call(pool, TARGET, b"POST / HTTP/1.1\r\n\r\n", recorder, LIMITS).attach(connection)  # type: ignore[arg-type]
+    call = Call(pool, TARGET, b"POST / HTTP/1.1\r\n\r\n", recorder, LIMITS)  # type: ignore[arg-type]
+    if takes_chunks:
+        call.take_chunk = recorder.take_chunk
+    call.attach(connection)
     was_reusable = False
     for piece in pieces:
         if transport.is_over:
@@ -149,7 +167,12 @@ def check_answers(data: bytes, cuts: Iterable[int]) -> None:
     elif whole.is_complete:
         assert STRICTER_H11.search(theirs.failure), (whole, theirs, data)
     places = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
-    parts, _ = read_ours([data[start:end] for start, end in itertools.pairwise(places)])
+    reads = [data[start:end] for start, end in itertools.pairwise(places)]
+    parts, _ = read_ours(reads)
+    assert read_ours(reads, takes_chunks=True)[0] == parts, (
+        reads,
+        "whoever takes chunks past the parser reads another",
+    )
     if parts.is_complete and whole.is_complete:
         assert (parts.status, parts.body) == (whole.status, whole.body), data
     # Cut elsewhere, what lies behind a whole answer comes too late to spoil it.

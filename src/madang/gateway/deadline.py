@@ -30,6 +30,11 @@ class Deadline:
             handle.cancel()
         self._handle = self._loop.call_at(due, self._fire)
 
+    def prolong(self, delay_s: float) -> None:
+        """Move a limit that is set to `delay_s` seconds from now, which must not be nearer; without one, do nothing."""
+        if self._due is not None:
+            self._due = self._loop.time() + delay_s
+
     def clear(self) -> None:
         """Lift the limit; the timer stays for the next one."""
         self._due = self._callback = None

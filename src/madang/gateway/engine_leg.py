@@ -16,6 +16,7 @@ from madang.gateway.relay import log_error, origin_fields
 from madang.gateway.target import Failure
 from madang.gateway.upstream import Call
 from madang.model import Outcome
+from madang.wire.http1 import content_of_chunk
 from madang.wire.openai import Endpoint
 from madang.wire.openai_answers import (
     ANSWER_BYTES_MAX,
@@ -225,18 +226,19 @@ class GenerationLeg(EngineLeg):
         if not fields.get(b"content-type", b"").startswith(b"text/event-stream"):
             self._fail(AttemptFailure.PROTOCOL, "the engine's answer is no event stream")
 
-    def on_data(self, data: bytes) -> None:
-        """Take a piece of the answer; one token's event, which most are, on the shortest way."""
-        exchange = self._journey.exchange
-        if exchange.is_begun and not self._is_settled and not self._splitter.has_rest:
-            piece = self._stream.take_plain(data)
-            if piece is not None:
-                now_ns = self._relay.clock.monotonic_ns()
-                self._itl.observe((now_ns - self._last_token_ns) / 1e9)
-                self._last_token_ns = now_ns
-                exchange.send(piece)
-                return
-        super().on_data(data)
+    def _take_chunk(self, data: bytes) -> bool:
+        """Take a read that is one chunk with one token's event, as most are, before the parser looks at it."""
+        event = content_of_chunk(data)
+        if event is None or self._splitter.has_rest or self._is_settled:
+            return False
+        piece = self._stream.take_plain(event)
+        if piece is None:
+            return False
+        now_ns = self._relay.clock.monotonic_ns()
+        self._itl.observe((now_ns - self._last_token_ns) / 1e9)
+        self._last_token_ns = now_ns
+        self._journey.exchange.send(piece)
+        return True
 
     def _on_piece(self, data: bytes) -> None:
         stream = self._stream
@@ -273,6 +275,8 @@ class GenerationLeg(EngineLeg):
         self._journey.attempt_answers()
         self._journey.count_answer(200, self._relay.site, self._replica.replica.chip_kind)
         exchange.start(200, SSE_FIELDS + self._answer_fields(), data)
+        if self._call is not None:
+            self._call.take_chunk = self._take_chunk
 
     def _on_complete(self) -> None:
         # Not every engine says [DONE]; one that named a reason to finish has finished.

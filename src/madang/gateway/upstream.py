@@ -38,6 +38,7 @@ class Call:
         "limits",
         "receiver",
         "request",
+        "take_chunk",
         "target",
     )
 
@@ -49,12 +50,15 @@ class Call:
         Attributes:
             is_paused: its reader takes nothing now.
             is_resent: it was sent before, on a connection that closed without a word: the upstream may know it.
+            take_chunk: where a receiver wants whole chunks of a body as they come, framing and all, it is shown each
+                read that may be one and says whether it took it; else the parser has it.
         """
         self._pool = pool
         self._connection: UpstreamConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_over = False
         self.is_paused = self.is_resent = False
+        self.take_chunk: Callable[[bytes], bool] | None = None
         self.target = target
         self.request = request
         self.receiver = receiver

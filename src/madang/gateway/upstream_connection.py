@@ -4,6 +4,7 @@ Owns the parsing of answers and the limits in time while one is awaited. Refuses
 """
 
 import asyncio
+import itertools
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -19,6 +20,8 @@ HEAD_BYTES_MAX = 64 * 1024
 """Of what comes between pieces of a body: a head, a trailer, the extensions of a chunk. The parser itself has no
 bound, and what it was sent of an unfinished field it keeps."""
 STATUS_MAX = 599
+CHUNK_TAIL = b"\n\n\r\n"
+"""How a read ends that ends with a whole chunk of whole events."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -26,12 +29,14 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_call",
+        "_chunks",
         "_deadline",
         "_fault",
         "_fields",
         "_has_answer",
         "_has_heard",
         "_head_bytes",
+        "_is_between_chunks",
         "_is_interim",
         "_is_keep_alive",
         "_is_message_over",
@@ -43,6 +48,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_transport",
         "idle_since",
         "on_body",
+        "on_chunk_complete",
         "target",
         "was_opened",
     )
@@ -58,6 +64,10 @@ class UpstreamConnection(asyncio.Protocol):
         # read at once, so that a burst costs no call for each chunk.
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append
+        # How many chunks of a body were whole, counted by the parser without a call of Python.
+        self._chunks = itertools.count()
+        self.on_chunk_complete = self._chunks.__next__
+        self._is_between_chunks = False
         self._parser = httptools.HttpResponseParser(self)
         self._fields: dict[bytes, bytes] = {}
         self._is_reused = False
@@ -76,7 +86,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Send a call's request."""
         self._call = call
         self._head_bytes = 0
-        self._has_heard = self._has_answer = self._is_message_over = False
+        self._has_heard = self._has_answer = self._is_message_over = self._is_between_chunks = False
         self._deadline.set(call.limits.first_byte_s, self._on_timeout)
         self._transport.write(call.request)
         if call.is_paused:
@@ -117,15 +127,12 @@ class UpstreamConnection(asyncio.Protocol):
             # Nobody asked: an upstream that talks out of turn cannot be trusted with the next request.
             self._drop_idle()
             return
-        self._has_heard = True
-        self._head_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserCallbackError:
-            self._fail(Failure.PROTOCOL, f"the answer of {self.target} could not be taken")
-            raise  # a receiver of ours broke, not the upstream
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(Failure.PROTOCOL, f"{self.target} sent no valid HTTP: {error}")
+        if self._is_between_chunks and call.take_chunk is not None and call.take_chunk(data):
+            # The parser has not seen this chunk and stands where it stood: before the next one.
+            if not call.is_paused:
+                self._deadline.prolong(call.limits.stall_s)
+            return
+        if not self._parse(data):
             return
         pieces = self._pieces
         if self._find_fault():
@@ -137,12 +144,33 @@ class UpstreamConnection(asyncio.Protocol):
             pieces.clear()
             if self._call is call:
                 call.receiver.on_data(body)
-        if self._call is not call:
-            return  # cancelled meanwhile
+        if self._call is call:  # else it was cancelled meanwhile
+            self._go_on(call)
+
+    def _go_on(self, call: "Call") -> None:
         if self._is_message_over:
             self._finish(call)
         elif self._has_answer and not call.is_paused:
             self._deadline.set(call.limits.stall_s, self._on_timeout)
+
+    def _parse(self, data: bytes) -> bool:
+        """Let the parser have a read; False when that ended the call."""
+        self._has_heard = True
+        self._head_bytes += len(data)
+        chunks = next(self._chunks)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError:
+            self._fail(Failure.PROTOCOL, f"the answer of {self.target} could not be taken")
+            raise  # a receiver of ours broke, not the upstream
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(Failure.PROTOCOL, f"{self.target} sent no valid HTTP: {error}")
+            return False
+        whole = next(self._chunks) - chunks - 1
+        # As many whole chunks as pieces, and nothing of a next one: a size line never follows an empty line.
+        is_whole = whole == len(self._pieces) > 0 and data.endswith(CHUNK_TAIL)
+        self._is_between_chunks = is_whole and not self._is_message_over
+        return True
 
     def _find_fault(self) -> str:
         """Return what is wrong with the answer so far; empty while nothing is."""

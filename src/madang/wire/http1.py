@@ -355,3 +355,16 @@ class ChunkedDecoder:
         if line.partition(b":")[0].lower() in _NEVER_NOMINATED:
             raise HttpRejected(400, "a trailer field frames or routes the request, which only its head may")
         self._trailer_left -= len(line) + 2
+
+
+def content_of_chunk(data: bytes) -> bytes | None:
+    """Return the content if `data` is exactly one chunk (RFC 9112 section 7.1) of at most 64 KiB, else None.
+
+    Only in the form that most write: the size in lower case without zeros in front, no extension, not the last chunk.
+    Whoever asks must know that a chunk begins here.
+    """
+    size_end = data.find(b"\r\n", 1, 6)
+    size = len(data) - size_end - 4
+    if size_end < 0 or size <= 0 or not data.endswith(b"\r\n") or data[:size_end] != b"%x" % size:
+        return None
+    return data[size_end + 2 : -2]
