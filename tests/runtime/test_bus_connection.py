@@ -4,16 +4,18 @@ import asyncio
 import contextlib
 import io
 import json
-import socket
 import subprocess
+import time
 
 import pytest
+import uvloop
 
 from madang.core import Unavailable
 from madang.runtime.bus import Bus, BusLogin, NoResponders
 from madang.runtime.clock import SystemClock, SystemEntropy
 from madang.runtime.nats import nats_server_path
 from madang.runtime.telemetry import EventLog
+from madang.testing.ports import free_port
 
 pytestmark = pytest.mark.peer
 
@@ -24,9 +26,7 @@ class Server:
     """A nats-server with one user, on a free port that it keeps over restarts."""
 
     def __init__(self, folder):
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = listener.getsockname()[1]
+        self.port = free_port()
         self.config = folder / "nats.conf"
         self.process = None
         self.write_config("secret")
@@ -126,6 +126,59 @@ def test_inboxes_are_subscribed_again_and_a_publish_without_connection_is_not_ke
         assert "bus_complaint" not in client.events(), "a lost connection is said once"
 
     play(scene)
+
+
+def test_a_client_that_fails_to_close_is_noticed_and_replaced(server):
+    async def scene():
+        client = Client(server)
+        async with client.running() as bus:
+            await bus.wait_connected()
+            broken = bus._client
+
+            def fail(_data):
+                raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+            # What it still had to send fails as it closes, and it forgets to say that it is closed.
+            broken._transport.writelines = fail
+            broken._pending.append(b"PING\r\n")
+            broken._pending_data_size += 6
+            server.kill()
+            await until(lambda: "bus_lost" in client.events())
+            server.start()
+            await until(lambda: bus.connections == 2)
+
+    play(scene)
+
+
+@pytest.mark.deep
+def test_a_program_that_hung_longer_than_its_server_waits_connects_again(server):
+    async def scene():
+        server.kill()
+        server.config.write_text(server.config.read_text() + 'ping_interval: "500ms"\nping_max: 1\n')
+        server.start()
+        client = Client(server)
+
+        async def talk():
+            with contextlib.suppress(Unavailable):
+                for _ in range(50):
+                    await client.bus.publish("a.1", bytes(100_000))
+                    await asyncio.sleep(0)
+
+        async with client.running() as bus:
+            await bus.wait_connected()
+            for _ in range(8):
+                before = bus.connections
+                talks = [asyncio.create_task(talk()) for _ in range(3)]
+                await asyncio.sleep(0.02)
+                time.sleep(2.5)  # noqa: ASYNC251 - the hang itself
+                await until(lambda before=before: bus.connections > before and bus.is_connected)
+                await asyncio.gather(*talks)
+
+    async def bounded():
+        async with asyncio.timeout(DEADLINE_S):
+            await scene()
+
+    uvloop.run(bounded())  # the transports whose closing the client does not survive are uvloop's
 
 
 def test_a_server_that_is_not_there_yet_is_waited_for(server):

@@ -16,7 +16,7 @@ import msgspec
 
 from madang.core import Clock, Entropy, Unavailable
 from madang.machine.backoff import choose_backoff_s
-from madang.runtime.nats_client import Client, Msg, errors
+from madang.runtime.nats_client import Client, Msg, drop_socket, errors
 from madang.runtime.telemetry import EventLog
 
 STATUS_HEADER = "Status"
@@ -28,8 +28,11 @@ _PUBLISH_TIMEOUT_S = 2.0
 _CLOSE_TIMEOUT_S = 2.0
 _PING_PERIOD_S = 5  # with two unanswered pings a hole is noticed in about 15 s; the client's default is 4 minutes
 _PINGS_UNANSWERED_MAX = 2
+_LOOK_PERIOD_S = 1.0
 _RETRY_BASE_S = 0.05
 _RETRY_MAX_S = 1.0
+_BROKEN = (errors.Error, OSError, TimeoutError, RuntimeError)
+"""How a connection fails under the client; RuntimeError is uvloop's for a transport that is closed already."""
 _INBOX_BYTES_MAX = 64 * 1024 * 1024
 _COMPLAINTS_MAX = 32
 
@@ -156,9 +159,9 @@ class Bus:
         failures = 0
         while True:
             try:
-                async with self._connection():
+                async with self._connection() as client:
                     failures = 0
-                    await self._lost.wait()
+                    await self._wait_lost(client)
                     self._log.warning("bus_lost", url=self._url, reason=self._reason)
             except Unavailable as error:
                 failures += 1
@@ -167,8 +170,21 @@ class Bus:
                 delay_s = choose_backoff_s(failures, self._entropy.seed64(), base_s=_RETRY_BASE_S, max_s=_RETRY_MAX_S)
                 await asyncio.sleep(delay_s)
 
+    async def _wait_lost(self, client: Client) -> None:
+        """Return when a connection is lost.
+
+        The client says so, unless its own closing fails: what it still had to send raises on a transport that uvloop
+        has closed already, as after a hang of the whole program, and its callbacks are never called. So its state is
+        looked at too.
+        """
+        while client.is_connected:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_PERIOD_S):
+                    await self._lost.wait()
+                return
+
     @contextlib.asynccontextmanager
-    async def _connection(self) -> AsyncIterator[None]:
+    async def _connection(self) -> AsyncIterator[Client]:
         client = Client()
         try:
             with _heeding_cancellation():
@@ -177,7 +193,7 @@ class Bus:
             self.connections += 1
             self._connected.set()
             self._log.info("bus_connected", url=self._url, connection=self.connections)
-            yield
+            yield client
         finally:
             self._client = None
             self._connected.clear()
@@ -216,7 +232,7 @@ class Bus:
                 for inbox in self._inboxes:
                     await client.subscribe(inbox.subject, cb=inbox.deliver, pending_bytes_limit=_INBOX_BYTES_MAX)
                 await client.flush(int(_PUBLISH_TIMEOUT_S))
-        except (errors.Error, OSError, TimeoutError) as error:
+        except _BROKEN as error:
             # The client's own error says only that no server was left to try; the reason came before it.
             reason = self._reason or str(error) or type(error).__name__
             raise Unavailable(f"NATS at {self._url} cannot be used: {reason}") from error
@@ -226,8 +242,10 @@ class Bus:
             with _heeding_cancellation():
                 async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                     await client.close()
-        except (errors.Error, OSError, TimeoutError) as error:
+        except _BROKEN as error:
             self._log.warning("bus_close_failed", url=self._url, reason=repr(error))
+        finally:
+            drop_socket(client)
 
     async def _on_error(self, error: Exception) -> None:
         """Log what the server or client complains of, once per connection and text, bounded."""
@@ -253,7 +271,7 @@ class Bus:
             with _heeding_cancellation():
                 async with asyncio.timeout(_PUBLISH_TIMEOUT_S):
                     await client.publish(subject, data, reply=reply, headers=dict(headers) if headers else None)
-        except (errors.Error, OSError, TimeoutError) as error:
+        except _BROKEN as error:
             raise Unavailable(f"cannot publish on {subject}: {error or type(error).__name__}") from error
 
     async def request(
@@ -273,7 +291,7 @@ class Bus:
                 )
         except errors.NoRespondersError as error:
             raise NoResponders(f"nobody listens on {subject}", retry_after_s=_RETRY_MAX_S) from error
-        except (errors.Error, OSError, TimeoutError) as error:
+        except _BROKEN as error:
             raise Unavailable(f"no answer on {subject}: {error or type(error).__name__}") from error
         return BusMessage(subject=answer.subject, data=answer.data, reply=answer.reply, headers=answer.headers or {})
 
