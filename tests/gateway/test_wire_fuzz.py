@@ -255,6 +255,13 @@ def test_very_many_odd_answers() -> None:
     sweep_answers(ANSWERS, ANSWERS_DEEP)
 
 
+def test_what_was_wrong_first_is_what_is_told() -> None:
+    """Found by the fuzzer: of a second answer that nobody asked for, its own fault was told."""
+    second = OK + b"transfer-encoding: x\r\n\r\n"
+    answer, _ = upstream_bench.read_ours([b"HTTP/1.1 204 ng\r\n\r\n" + second])
+    assert "more than one answer" in answer.failure
+
+
 @given(st.binary(max_size=200), CUTS)
 def test_any_bytes_from_an_upstream(data: bytes, cuts: list[int]) -> None:
     check_answers(data, cuts)

@@ -210,6 +210,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a field; the last of several wins, but for codings: what is not chunked alone is not ours to undo."""
+        if self._fault:
+            return  # what was wrong first is what is told
         key = name.lower()
         if key == b"transfer-encoding" and (key in self._fields or value.strip(b" \t").lower() != b"chunked"):
             self._fault = "a transfer coding other than chunked"
