@@ -83,7 +83,11 @@ def test_no_bytes_make_the_parser_fail_otherwise(body, kind):
         assert codec.parse_request(kind, body).audio
 
 
-@given(alias=st.text("abc-_. 한", min_size=1), port=st.integers(1, 65535), threads=st.integers(1, 64))
+@given(
+    alias=st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True),
+    port=st.integers(1, 65535),
+    threads=st.integers(1, 64),
+)
 def test_command_lines_round_trip(alias, port, threads):
     options = codec.ServeOptions(
         files=tuple(Path(name) for name in codec.FILES),
