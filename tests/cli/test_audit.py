@@ -48,6 +48,21 @@ def test_the_newest_are_listed_with_who_did_what(ask, chain):
     assert [row["seq"] for row in found["rows"]] == [1004, 1005]
 
 
+@pytest.mark.parametrize(
+    ("detail", "shown"),
+    [
+        ({"reason": "the mains are lost", "state": "sent", "at_s": 1.0}, "sent: the mains are lost"),
+        ({"reason": "trial"}, "trial"),
+        ({"key_id": "k", "expires_at_s": None, "sites": []}, '{"key_id":"k"}'),
+        ({}, "-"),
+        ({"text": "x" * 100}, "…"),
+    ],
+)
+def test_of_a_detail_people_see_what_became_of_it_and_why(ask, hub, rows, detail, shown):
+    hub.answers["GET", "/api/v1/audit"] = (200, msgspec.json.encode([{**rows[0], "detail": detail}]))
+    assert shown in ask("audit", "list").output
+
+
 def test_what_is_asked_for_reaches_the_api(ask, hub, chain):
     ask("audit", "list", "--actor", "kim", "--action", "key.", "--target", "k1")
     query = hub.calls[-1][2]

@@ -71,11 +71,16 @@ def _list(
 
 
 def _short(detail: Any) -> str:
+    """Return what a person wants first of a detail: what became of it and why, else all that is in it."""
     import msgspec
 
-    text = msgspec.json.encode(detail).decode()
-    if text in ("null", "{}"):
-        return ""
+    if isinstance(detail, dict) and detail.get("reason"):
+        text = ": ".join(str(detail[name]) for name in ("state", "reason") if detail.get(name))
+    elif isinstance(detail, dict):
+        known = {name: value for name, value in detail.items() if value not in (None, "", [], {})}
+        text = msgspec.json.encode(known).decode() if known else ""
+    else:
+        text = msgspec.json.encode(detail).decode()
     return text if len(text) <= _DETAIL_CHARS else text[: _DETAIL_CHARS - 1] + "…"
 
 
