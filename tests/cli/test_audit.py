@@ -53,6 +53,7 @@ def test_the_newest_are_listed_with_who_did_what(ask, chain):
     [
         ({"reason": "the mains are lost", "state": "sent", "at_s": 1.0}, "sent: the mains are lost"),
         ({"reason": "trial"}, "trial"),
+        ({"reason": "", "state": "confirmed", "at_s": 1.0}, "confirmed"),
         ({"key_id": "k", "expires_at_s": None, "sites": []}, '{"key_id":"k"}'),
         ({}, "-"),
         ({"text": "x" * 100}, "…"),

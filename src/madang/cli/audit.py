@@ -74,7 +74,7 @@ def _short(detail: Any) -> str:
     """Return what a person wants first of a detail: what became of it and why, else all that is in it."""
     import msgspec
 
-    if isinstance(detail, dict) and detail.get("reason"):
+    if isinstance(detail, dict) and (detail.get("state") or detail.get("reason")):
         text = ": ".join(str(detail[name]) for name in ("state", "reason") if detail.get(name))
     elif isinstance(detail, dict):
         known = {name: value for name, value in detail.items() if value not in (None, "", [], {})}
