@@ -53,6 +53,20 @@ class Target:
             writer.close()
 
 
+def sockets_on(ports):
+    """Rows of the system's socket table, other than listeners, that touch any of the ports."""
+    wanted = {f"{port:04X}" for port in ports}
+    with open("/proc/net/tcp") as table:
+        rows = [line.split() for line in table.readlines()[1:]]
+    return [row for row in rows if {row[1][-4:], row[2][-4:]} & wanted and row[3] != "0A"]
+
+
+def untouched_port():
+    """Return a free port that no socket touches, nor one that another test's connection left to wait for its time."""
+    ports = (free_port() for _ in range(100))
+    return next(port for port in ports if not sockets_on([port]))
+
+
 @contextlib.asynccontextmanager
 async def relaying(tmp_path, names=(("daegu", "gumi"),), **changes):
     """Yield (relay's links by names, target); every link leads to the one target."""
@@ -60,7 +74,7 @@ async def relaying(tmp_path, names=(("daegu", "gumi"),), **changes):
     server = await asyncio.start_server(target.serve, HOST, 0)
     target_port = server.sockets[0].getsockname()[1]
     links = tuple(
-        RelayLink(site=site, other=other, purpose="peer", listen_port=free_port(), target_port=target_port)
+        RelayLink(site=site, other=other, purpose="peer", listen_port=untouched_port(), target_port=target_port)
         for site, other in names
     )
     settings = RelaySettings(run_dir=tmp_path, links=links, **changes)
@@ -87,14 +101,6 @@ async def echo(stream, text):
     reader, writer = stream
     writer.write(text)
     return await asyncio.wait_for(reader.readexactly(len(text)), LIMIT_S)
-
-
-def sockets_on(ports):
-    """Rows of the system's socket table, other than listeners, that touch any of the ports."""
-    wanted = {f"{port:04X}" for port in ports}
-    with open("/proc/net/tcp") as table:
-        rows = [line.split() for line in table.readlines()[1:]]
-    return [row for row in rows if {row[1][-4:], row[2][-4:]} & wanted and row[3] != "0A"]
 
 
 def test_bytes_pass_both_ways_and_an_end_of_stream_passes_too(tmp_path):
@@ -249,7 +255,7 @@ def test_a_reset_passes_through(tmp_path):
 
 def test_a_target_that_refuses_looks_like_a_reset(tmp_path):
     async def play():
-        dead = RelayLink(site="a", other="b", purpose="peer", listen_port=free_port(), target_port=free_port())
+        dead = RelayLink(site="a", other="b", purpose="peer", listen_port=untouched_port(), target_port=free_port())
         stop = asyncio.Event()
         settings = RelaySettings(run_dir=tmp_path, links=(dead,))
         task = asyncio.create_task(Relay(settings, EventLog(SystemClock())).run(stop))
