@@ -40,7 +40,8 @@ async def read_both(nut_driver, snmp_driver):
     """Read both until they share enough: snmp-ups publishes few variables before it has walked the whole agent."""
     while True:
         by_snmp, by_nut = await read(snmp_driver), await read(nut_driver)
-        if len(shared := both_tell(by_snmp, by_nut)) >= SHARED_MIN:
+        has_state = by_nut["unit1.state_on_battery"].value is not None  # ups.status begins as WAIT
+        if len(shared := both_tell(by_snmp, by_nut)) >= SHARED_MIN and has_state:
             return shared, by_nut, by_snmp
         await asyncio.sleep(0.5)
 
