@@ -37,10 +37,10 @@ status: $(VENV)/.run ## say what runs
 engines: $(VENV)/.engines ## what the examples run beside chat and search: models in ONNX, speech
 	@command -v tesseract >/dev/null || echo "madang: for Korean print, as root: apt-get install tesseract-ocr tesseract-ocr-kor"
 
-test: $(VENV)/.dev ## every test but the long ones, under five minutes on two cores
+test: $(VENV)/.dev ## every test but the long ones, six to seven minutes on two cores
 	@scripts/run-tests $(BIN)/python "not deep" $(PYTEST_FLAGS)
 
-test-deep: $(VENV)/.dev ## the long suites: chaos at full length, deep properties, other people's devices
+test-deep: $(VENV)/.dev ## the long suites, two hours: chaos at full length, deep properties, other people's devices
 	@scripts/make-facility-peers $(PYTHON)
 	@MADANG_HYPOTHESIS_PROFILE=deep scripts/run-tests $(BIN)/python "deep or not deep" --timeout 1800 $(PYTEST_FLAGS)
 
