@@ -112,3 +112,31 @@ def test_a_copy_is_closed_to_others_and_verified_without_anybody(ask, madang, ch
     assert "line 2 is no row" in madang("audit", "verify", str(out)).output
     assert madang("audit", "verify", str(tmp_path / "nothing")).exit_code == 1
     assert madang("audit", "verify", str(out), "--site", "daegu").exit_code == 2
+
+
+def test_what_was_noted_of_an_empty_chain_is_part_of_every_later_one(ask, chain):
+    rows = list(chain)
+    del chain[:]
+    done = ask("audit", "verify")
+    head = done.output.split("--head ")[1].strip()
+    chain += rows
+    assert ask("audit", "verify", "--head", head).exit_code == 0
+
+
+def test_a_copy_that_broke_off_is_not_left_under_the_name_that_was_asked_for(ask, hub, rows, tmp_path):
+    def answer(query):
+        if "after=0" in query:
+            return 200, msgspec.json.encode(rows[:1000])
+        return 503, hub.error("unavailable", "the disk is away")
+
+    hub.answers["GET", "/api/v1/audit"] = answer
+    done = ask("audit", "export", "--out", str(tmp_path / "audit.jsonl"))
+    assert done.exit_code == 1
+    assert "the disk is away" in done.output
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
+
+
+def test_a_copy_with_bytes_that_are_no_text_does_not_hold(madang, rows, tmp_path):
+    line = msgspec.json.encode({**rows[0], "detail": msgspec.Raw(b'{"n":"\xff"}')})
+    (tmp_path / "copy").write_bytes(line + b"\n")
+    assert "row 1 was changed" in madang("audit", "verify", str(tmp_path / "copy")).output

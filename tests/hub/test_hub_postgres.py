@@ -1,6 +1,7 @@
 """What several hubs over one PostgreSQL rely on: writers take turns, readers see one commit, lost servers come back."""
 
 import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -59,7 +60,7 @@ def test_the_audit_chain_is_only_ever_added_to(two, statement):
 def test_writers_read_decide_and_write_one_after_the_other(two):
     def increment(connection):
         value = read_generation(connection)
-        time.sleep(0.002)  # time for another to do the same, if it may
+        time.sleep(0.002)  # no wait: time for another to do the same, if it may
         set_generation(connection, value + 1)
 
     with ThreadPoolExecutor(2) as pool:
@@ -83,16 +84,21 @@ def test_a_reader_sees_one_commit_throughout_and_cannot_write(two):
 def test_a_writer_that_hangs_is_ended_by_the_server_and_the_others_go_on(monkeypatch, url):
     monkeypatch.setattr(stores, "_IDLE_TIMEOUT_MS", 200)
     hanging, waiting = Store(url), Store(url)
+    has_turn, is_over = threading.Event(), threading.Event()
 
     def hang(connection):
         connection.execute(SITE_GENERATION.insert(), {"site": "daegu", "generation": 1})
-        time.sleep(1.0)
+        has_turn.set()
+        assert is_over.wait(60)
 
     try:
         with ThreadPoolExecutor(1) as pool:
             hung = pool.submit(hanging.write_now, hang)
-            time.sleep(0.1)
-            waiting.write_now(lambda c: c.execute(SITE_GENERATION.insert(), {"site": "daegu", "generation": 2}))
+            try:
+                assert has_turn.wait(60)
+                waiting.write_now(lambda c: c.execute(SITE_GENERATION.insert(), {"site": "daegu", "generation": 2}))
+            finally:
+                is_over.set()
             with pytest.raises(Unavailable):
                 hung.result()
         assert hanging.write_now(read_generation) == 2, "what hung was rolled back, and its hub goes on"
@@ -138,8 +144,12 @@ def test_usage_is_entered_once_over_it_too(url, tmp_path):
     asyncio.run(asyncio.wait_for(repeats(tmp_path, database_url=url), 110))
 
 
-def test_a_password_in_the_url_is_refused_and_never_said():
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://madang:hunter2@db.example/madang", "postgresql://madang@/madang?host=db.example&password=hunter2"],
+)
+def test_a_password_in_the_url_is_refused_and_never_said(url):
     with pytest.raises(Rejected, match="holds a password") as caught:
-        Store("postgresql://madang:hunter2@db.example/madang")
+        Store(url)
     assert "passfile" in caught.value.next_step
     assert "hunter2" not in f"{caught.value} {caught.value.next_step}"

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -13,6 +14,7 @@ from madang.runtime.audit_watch import AuditCollector, AuditWatch
 from madang.runtime.clock import SystemClock
 from madang.runtime.store import Store, sqlite_url
 from madang.runtime.telemetry import EventLog
+from madang.wire.audit import AuditRow, ChainHead, follow
 
 METADATA = sa.MetaData()
 TABLE = sa.Table(
@@ -148,3 +150,12 @@ def test_rows_are_found_by_who_did_what_to_whom(bench):
     assert read(only=AuditFilter(actor="kim")) == [4, 5]
     assert read(only=AuditFilter(action="key.", target="k1")) == [2, 5]
     assert read(only=AuditFilter(action="key_")) == [], "no wildcard of the database"
+
+
+@pytest.mark.parametrize("detail", ["garbage", '{"n":1} ', "", '{"n":1}{}'])
+def test_a_detail_that_is_no_json_any_more_is_a_changed_row_for_whoever_reads_it_over_the_api(bench, detail):
+    bench.add(5)
+    bench.change(TABLE.update().where(TABLE.c.seq == 2).values(detail=detail))
+    sent = msgspec.json.encode(bench.store.write_now(AUDIT.read))
+    assert follow(ChainHead(), msgspec.json.decode(sent, type=list[AuditRow]))[1] == 2
+    assert bench.store.write_now(AUDIT.verify).broken_at_seq == 2

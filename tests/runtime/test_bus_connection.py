@@ -156,12 +156,13 @@ def test_a_program_that_hung_longer_than_its_server_waits_connects_again(server)
         server.kill()
         server.config.write_text(server.config.read_text() + 'ping_interval: "500ms"\nping_max: 1\n')
         server.start()
-        client = Client(server)
+        client, has_begun = Client(server), asyncio.Event()
 
         async def talk():
             with contextlib.suppress(Unavailable):
                 for _ in range(50):
                     await client.bus.publish("a.1", bytes(100_000))
+                    has_begun.set()
                     await asyncio.sleep(0)
 
         async with client.running() as bus:
@@ -169,7 +170,8 @@ def test_a_program_that_hung_longer_than_its_server_waits_connects_again(server)
             for _ in range(8):
                 before = bus.connections
                 talks = [asyncio.create_task(talk()) for _ in range(3)]
-                await asyncio.sleep(0.02)
+                await has_begun.wait()
+                has_begun.clear()
                 time.sleep(2.5)  # noqa: ASYNC251 - the hang itself
                 await until(lambda before=before: bus.connections > before and bus.is_connected)
                 await asyncio.gather(*talks)

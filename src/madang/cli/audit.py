@@ -4,10 +4,11 @@ Owns nothing; asks the hub's admin API, or a site's own. `verify` does not take 
 follows the chain itself, those of a file as well.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -107,7 +108,8 @@ def _verify(
     if file is not None and site is not None:
         raise typer.BadParameter("a file says itself whose chain it is", param_hint="--site")
     known = None if head is None else _parse_head(head)
-    at, broken_at, is_known_there = ChainHead(), None, known is None
+    # Of a chain that was empty every chain is a continuation.
+    at, broken_at, is_known_there = ChainHead(), None, known in (None, ChainHead())
     for rows in _read_file(file) if file is not None else _read_api(access, site):
         is_known_there = is_known_there or any((row.seq, row.hash) == (known.seq, known.hash) for row in rows if known)
         at, broken_at = follow(at, rows)
@@ -149,22 +151,18 @@ def _export(
     site: SiteOption = None,
 ) -> None:
     """Copy the chain into a file that verify reads, for those who keep it and those who look into it later."""
-    import msgspec
-
-    from madang.wire.audit import ChainHead, follow
-
-    at, broken_at = ChainHead(), None
+    # Half a chain holds as well as a whole one, so that it must never stand under the name that was asked for.
+    part = out.with_name(f"{out.name}.part")
     try:
-        descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        if out.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
+            at, broken_at = _copy(_read_api(access, site), output)
+        part.rename(out)
     except OSError as error:
         raise Rejected(f"cannot make {out}: {error.strerror}", next_step="name a file that is not there yet") from error
-    with os.fdopen(descriptor, "wb") as output:
-        for rows in _read_api(access, site):
-            output.writelines(msgspec.json.encode(row) + b"\n" for row in rows)
-            if broken_at is None:
-                at, broken_at = follow(at, rows)
-        output.flush()
-        os.fsync(output.fileno())
+    finally:
+        part.unlink(missing_ok=True)
     if access.is_json:
         print_json({"of": _whose(site), "file": str(out), "rows": at.seq, "broken_at_seq": broken_at})
     else:
@@ -174,6 +172,22 @@ def _export(
             f"it is there as it was read, and does not hold: row {broken_at} was changed, or is missing",
             next_step="keep it: what to look at is in docs/operations.md, The audit chain",
         )
+
+
+def _copy(pages: Iterator[list["AuditRow"]], output: BinaryIO) -> tuple["ChainHead", int | None]:
+    """Write rows as lines, durably; returns what following them found."""
+    import msgspec
+
+    from madang.wire.audit import ChainHead, follow
+
+    at, broken_at = ChainHead(), None
+    for rows in pages:
+        output.writelines(msgspec.json.encode(row) + b"\n" for row in rows)
+        if broken_at is None:
+            at, broken_at = follow(at, rows)
+    output.flush()
+    os.fsync(output.fileno())
+    return at, broken_at
 
 
 def _read_api(access: Access, site: str | None) -> Iterator[list["AuditRow"]]:
@@ -195,6 +209,7 @@ def _read_pages(api: "AdminClient", advance: Any) -> Iterator[list["AuditRow"]]:
         if rows[-1].seq <= after:
             raise Rejected(f"rows behind {after} were asked for, and came from {rows[-1].seq} on")
         after = rows[-1].seq
+    raise Rejected(f"the chain has more than {_PAGES_MAX} pages: it was not read to its end")
 
 
 def _read_file(path: Path) -> Iterator[list["AuditRow"]]:

@@ -89,4 +89,18 @@ class AuditLog:
 
 
 def _row(found: sa.Row[Any]) -> AuditRow:
-    return AuditRow(**{**found._mapping, "detail": msgspec.Raw(found.detail.encode())})
+    return AuditRow(**{**found._mapping, "detail": _raw(found.detail)})
+
+
+def _raw(text: str) -> msgspec.Raw:
+    """Return a detail as it stands in JSON of others, byte for byte.
+
+    What is no JSON, or has white space around it, was not written by us and would not come through: it becomes a string
+    that says it, which does not fit the row's hash.
+    """
+    data = text.encode()
+    try:
+        is_ours = bytes(msgspec.json.decode(data, type=msgspec.Raw)) == data
+    except msgspec.MsgspecError:
+        is_ours = False
+    return msgspec.Raw(data if is_ours else msgspec.json.encode(text))

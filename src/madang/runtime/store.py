@@ -117,9 +117,10 @@ def _open_sqlite(url: sa.URL, is_reader: bool) -> sa.Engine:
 
 
 def _open_postgres(url: sa.URL, is_reader: bool) -> sa.Engine:
-    if url.password is not None:
+    if url.password is not None or "password" in url.query:
+        shown = url.difference_update_query(["password"]).render_as_string()
         raise Rejected(
-            f"database URL {url.render_as_string()} holds a password, which would stand in a settings file in clear",
+            f"database URL {shown} holds a password, which would stand in a settings file in clear",
             next_step="put it into a file of mode 0600 as HOST:PORT:DATABASE:USER:PASSWORD and name that file in the "
             "URL, as in postgresql://madang@db.example/madang?passfile=/etc/madang/pgpass",
         )

@@ -84,9 +84,7 @@ def follow(head: ChainHead, rows: Iterable[AuditRow]) -> tuple[ChainHead, int | 
         The last row that fits, and the place of the first that does not, or None.
     """
     for row in rows:
-        text = bytes(row.detail).decode()
-        fields = (row.seq, row.at_s, row.actor, row.action, row.target, text, head.hash)
-        if row.seq != head.seq + 1 or row.prev_hash != head.hash or row.hash != _hash(fields):
+        if row.seq != head.seq + 1 or row.prev_hash != head.hash or row.hash != _hash_of(row):
             return head, head.seq + 1
         head = ChainHead(row.seq, row.hash)
     return head, None
@@ -113,6 +111,15 @@ def decode_line(line: bytes, number: int) -> AuditRow:
         raise Rejected(
             f"line {number} is no row of an audit chain: {error}", next_step="make a copy with: madang audit export"
         ) from error
+
+
+def _hash_of(row: AuditRow) -> str:
+    """Return the hash that a row should have; empty for a detail that is no text, which nobody ever wrote."""
+    try:
+        text = bytes(row.detail).decode()
+    except UnicodeDecodeError:
+        return ""
+    return _hash((row.seq, row.at_s, row.actor, row.action, row.target, text, row.prev_hash))
 
 
 def _hash(fields: tuple[int | float | str, ...]) -> str:

@@ -201,6 +201,19 @@ def test_of_two_who_want_a_setpoint_the_later_is_heard_and_then_the_one_who_stil
     assert [one.request.value for one in site.told(Verb.SETPOINT, ActionState.SENT)][3:] == [20.0]
 
 
+def test_who_was_last_to_want_a_setpoint_is_known_after_a_restart(site):
+    target = "crac.setpoint_supply"
+    site.tick(want(Verb.SETPOINT, target, 22.0, who="lee", ttl_s=60.0))
+    site.run(3)
+    site.tick(want(Verb.SETPOINT, target, 24.0, who="kim", ttl_s=10.0))
+    # As the site stores it: keys in order, which is not that of who came when.
+    stored = msgspec.json.encode(site.state, order="deterministic")
+    site.state = msgspec.json.decode(stored, type=type(site.state))
+    site.run(12)
+    sent = [(one.request.requester, one.request.value) for one in site.told(Verb.SETPOINT, ActionState.SENT)]
+    assert sent == [("lee", 22.0), ("kim", 24.0), ("authority", 22.0)]
+
+
 def test_a_setpoint_that_another_has_overruled_lapses_without_a_word_to_the_device(site):
     target = "crac.setpoint_supply"
     site.tick(want(Verb.SETPOINT, target, 24.0, who="kim", ttl_s=5.0))

@@ -298,9 +298,8 @@ def _hold(work: Work, request: Request, until_s: float) -> None:
     key = _key_of(request)
     before = work.holds.get(key)
     is_new = before is None or before.is_lapsed or before.request.value != request.value
-    if is_new:
-        work.holds.pop(key, None)  # of several who want a setpoint the last one to change its mind stands last
-    work.holds[key] = Hold(request=request, until_s=until_s)
+    since_s = work.now_s if before is None or is_new else before.since_s
+    work.holds[key] = Hold(request=request, until_s=until_s, since_s=since_s)
     if is_new:
         # Caps become orders to nodes, shedding and spilling are in the envelope; a setpoint is written.
         is_armed = request.verb is Verb.CAP or actuator_of(request.verb, request.target) in work.rules.armed
@@ -372,7 +371,7 @@ def _lapse(work: Work) -> None:
             work.holds[key] = msgspec.structs.replace(hold, is_lapsed=True)
             _say(work, request, ActionState.LAPSED, work.now_s, "nobody asks for it any more: the cap stays")
             continue
-        was_in_force = _setpoint_holds(work, request.target)[-1:] == [hold]
+        was_in_force = hold is _find_setpoint(work, request.target)
         del work.holds[key]
         _say(work, request, ActionState.LAPSED, work.now_s, "nobody asks for it any more")
         if was_in_force and request.target in work.rules.setpoints:
@@ -383,17 +382,18 @@ def _lapse(work: Work) -> None:
             _say(work, hold.request, ActionState.LAPSED, work.now_s, "nobody agreed in time")
 
 
-def _setpoint_holds(work: Work, target: str) -> list[Hold]:
-    """Return who wants a setpoint to be something; the last of them is in force."""
-    return [one for one in work.holds.values() if one.request.verb is Verb.SETPOINT and one.request.target == target]
+def _find_setpoint(work: Work, target: str) -> Hold | None:
+    """Return the request that is in force for a setpoint: of those who ask for one the last to change its mind."""
+    holds = [one for one in work.holds.values() if one.request.verb is Verb.SETPOINT and one.request.target == target]
+    return max(holds, key=lambda one: one.since_s, default=None)
 
 
 def _fall_back(work: Work, target: str) -> None:
     """Write what another one still wants of a setpoint, else its safe value, or let it go where it has none."""
-    left = _setpoint_holds(work, target)
-    value = left[-1].request.value if left else work.rules.setpoints[target].safe
-    if left:
-        reason = f"back to what {left[-1].request.requester} still asks for"
+    left = _find_setpoint(work, target)
+    value = work.rules.setpoints[target].safe if left is None else left.request.value
+    if left is not None:
+        reason = f"back to what {left.request.requester} still asks for"
     else:
         reason = "back to its safe value" if value is not None else "let go: the device falls back by itself"
     _tell(work, Verb.SETPOINT, target, value, ActionState.SENT, reason)

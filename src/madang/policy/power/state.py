@@ -75,10 +75,16 @@ class Approve(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that was granted; `is_lapsed`: nobody asks for it any more, and nobody took it back."""
+    """A request that was granted.
+
+    Attributes:
+        since_s: since when this value is asked for; of several who want a setpoint the latest is in force.
+        is_lapsed: nobody asks for it any more, and nobody took it back.
+    """
 
     request: Request
     until_s: float
+    since_s: float = 0.0
     is_lapsed: bool = False
 
 
